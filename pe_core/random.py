@@ -64,7 +64,8 @@ def threefry2x32(
                 second = second ^ first
             first = first + schedule[(group + 1) % 3]
             second = second + schedule[(group + 2) % 3] + np.uint32(group + 1)
-    return first, second
+    # Scalars come out of NumPy as numbers, not arrays.
+    return np.asarray(first), np.asarray(second)
 
 
 def fold_in(key: UInt32[np.ndarray, "... 2"], data: int | UInt32[np.ndarray, "..."]) -> UInt32[np.ndarray, "... 2"]:

@@ -1,0 +1,27 @@
+"""Data: sequences with masks and labels, seeded tasks, file readers, standardisation, and batches in a reproducible order."""
+
+from pe_core.data.batching import Batch, batch_at, batches, epoch_order, steps_per_epoch
+from pe_core.data.dataset import Dataset
+from pe_core.data.loading import DATA_NAMES, load, read
+from pe_core.data.sequences import Sequences
+from pe_core.data.standardisation import Standardisation
+from pe_core.data.tasks import digits, dummy, order, order_markers, swapped
+
+__all__ = [
+    "DATA_NAMES",
+    "Batch",
+    "Dataset",
+    "Sequences",
+    "Standardisation",
+    "batch_at",
+    "batches",
+    "digits",
+    "dummy",
+    "epoch_order",
+    "load",
+    "order",
+    "order_markers",
+    "read",
+    "steps_per_epoch",
+    "swapped",
+]

@@ -1,0 +1,106 @@
+"""`Dataset`: the training, validation and test parts of one task, and how examples are divided among them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+
+from pe_core.data.sequences import Sequences
+from pe_core.data.standardisation import Standardisation
+from pe_core.random import SPLIT, derive, permutation
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """The parts of a task.
+
+    Attributes:
+        name: the task's name, or the name of the file.
+        train, validation, test: the parts; test is None where the task has none. Lengths may differ, features and classes may not.
+        standardisation: what was applied to all parts, fitted on `train`; None where nothing was.
+
+    Raises:
+        ValueError: a part without labels, or parts that differ in features or classes; or only one class in `train`.
+    """
+
+    name: str
+    train: Sequences
+    validation: Sequences
+    test: Sequences | None = None
+    standardisation: Standardisation | None = None
+
+    def __post_init__(self) -> None:
+        for part, sequences in self.parts.items():
+            if sequences.labels is None:
+                raise ValueError(f"the {part} part of {self.name} has no labels; add labels, or use the data for prediction only")
+            if sequences.num_features != self.train.num_features:
+                raise ValueError(
+                    f"the {part} part of {self.name} has {_features(sequences)}, the train part {_features(self.train)}; give both the same"
+                )
+            if sequences.class_names != self.train.class_names:
+                raise ValueError(
+                    f"the {part} part of {self.name} has classes {', '.join(sequences.class_names)}, the train part "
+                    f"{', '.join(self.train.class_names)}; give both the same, in the same order"
+                )
+        present = np.unique(np.asarray(self.train.labels))
+        if len(present) < 2:
+            raise ValueError(
+                f"the train part of {self.name} holds one class only, {self.class_names[present[0]]!r}; give it examples of two or more"
+            )
+
+    @property
+    def parts(self) -> dict[str, Sequences]:
+        """The parts that exist, by name, in the order train, validation, test."""
+        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: sequences for name, sequences in named.items() if sequences is not None}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class, in the order of the labels."""
+        return self.train.class_names
+
+    @property
+    def num_features(self) -> int | None:
+        """The number of features of a step; None for tokens."""
+        return self.train.num_features
+
+    @property
+    def length(self) -> int:
+        """The number of steps of the longest part: what a table of positions must hold."""
+        return max(sequences.length for sequences in self.parts.values())
+
+    @property
+    def vocab_size(self) -> int | None:
+        """The largest token of all parts plus 1; None for features."""
+        if self.num_features is not None:
+            return None
+        return 1 + max(int(sequences.inputs.max()) for sequences in self.parts.values())
+
+
+def check_fraction(validation_fraction: float) -> None:
+    """Refuse a validation fraction outside the open interval (0, 1)."""
+    if not 0.0 < validation_fraction < 1.0:
+        raise ValueError(f"validation_fraction must lie between 0 and 1, got {validation_fraction}; for example 0.2")
+
+
+def part_count(fraction: float, count: int, what: str) -> int:
+    """Return how many of `count` examples a part takes: the nearest number that leaves both parts at least one.
+
+    Raises:
+        ValueError: there are fewer than two examples.
+    """
+    if count < 2:
+        raise ValueError(f"{what} has {count} example; a training and a validation part need at least 2; add examples")
+    return min(max(math.floor(fraction * count + 0.5), 1), count - 1)
+
+
+def split_order(seed: int, count: int) -> Int64[np.ndarray, " count"]:
+    """Return the order in which examples are dealt to the parts, a function of (seed, count) alone."""
+    return permutation(derive(seed, SPLIT), count)
+
+
+def _features(sequences: Sequences) -> str:
+    return "tokens" if sequences.num_features is None else f"{sequences.num_features} features"

@@ -1,0 +1,115 @@
+"""`Reading`: what stands in a file, before labels become indices and wholly missing features are filled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64, Int32, Integer, Num
+
+from pe_core.data.sequences import Sequences
+
+LISTED_NAMES = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """The contents of a data file.
+
+    Attributes:
+        path: the file, for messages.
+        inputs: (count, length, features), or integers (count, length) for tokens.
+        mask: bool (count, length), True = real step; None = every step is real.
+        labels: the name of each example's class; None where the file has no labels.
+        class_names: the names of the classes in the file's order; empty where it has no labels.
+        missing: bool (count, features), True = this feature was not observed once in this example, its inputs are 0; None = all were.
+        lines: the line of each example in a text file, from 1.
+    """
+
+    path: Path
+    inputs: np.ndarray
+    mask: np.ndarray | None
+    labels: tuple[str, ...] | None
+    class_names: tuple[str, ...]
+    missing: Bool[np.ndarray, "count features"] | None = None
+    lines: tuple[int, ...] | None = None
+
+    @property
+    def num_features(self) -> int | None:
+        """The number of features of a step; None for tokens."""
+        return self.inputs.shape[2] if self.inputs.ndim == 3 else None
+
+    def observed_mean(self, rows: Integer[np.ndarray, " rows"]) -> Float64[np.ndarray, " features"] | None:
+        """Return the mean of each feature over these examples, leaving out padding and wholly missing features; None if none is missing."""
+        if self.missing is None:
+            return None
+        observed = np.repeat(~self.missing[rows][:, None, :], self.inputs.shape[1], axis=1)
+        if self.mask is not None:
+            observed &= self.mask[rows][..., None]
+        total = np.where(observed, self.inputs[rows], 0.0).sum(axis=(0, 1), dtype=np.float64)
+        return total / np.maximum(observed.sum(axis=(0, 1)), 1)
+
+    def sequences(
+        self, class_names: Iterable[str] | None = None, fill: Sequence[float] | Float[np.ndarray, " features"] | None = None
+    ) -> Sequences:
+        """Return the contents as `Sequences`.
+
+        Args:
+            class_names: the classes that the labels are mapped to, by name; None = the file's own.
+            fill: the value of each feature where an example misses it wholly; None = the mean of what the file holds.
+
+        Raises:
+            ValueError, TypeError: a label that is not among the classes, or contents that `Sequences` refuses; names the file.
+        """
+        names = self.class_names if class_names is None else tuple(class_names)
+        labels = None if self.labels is None else self._indices(self.labels, names)
+        try:
+            return Sequences(self._filled(fill), labels, self.mask, names)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{self.path}: {error}") from None
+
+    def _filled(self, fill: Sequence[float] | np.ndarray | None) -> Num[np.ndarray, "..."]:
+        if self.missing is None:
+            return self.inputs
+        values = self.observed_mean(np.arange(len(self.inputs))) if fill is None else np.asarray(fill, np.float64)
+        if values is None or values.shape != (self.num_features,):
+            raise ValueError(f"fill must hold {self.num_features} numbers, got {fill!r}; give one per feature")
+        return np.where(self.missing[:, None, :], values, self.inputs)
+
+    def _indices(self, labels: tuple[str, ...], names: tuple[str, ...]) -> Int32[np.ndarray, " count"]:
+        index = {name: number for number, name in enumerate(names)}
+        # Published .ts files disagree with themselves about capitals, so a label that differs in nothing else is taken.
+        folded = {name.casefold(): number for number, name in enumerate(names)}
+        if len(folded) < len(index):
+            folded = {}
+        indices = np.zeros(len(labels), np.int32)
+        for row, label in enumerate(labels):
+            found = index.get(label, folded.get(label.casefold()))
+            if found is None:
+                place = f"example {row}" if self.lines is None else f"line {self.lines[row]}"
+                listed = ", ".join(names[:LISTED_NAMES]) + (", ..." if len(names) > LISTED_NAMES else "")
+                raise ValueError(
+                    f"{self.path}, {place}: label {label!r} is not among the classes {listed}; correct it, or leave the example out"
+                )
+            indices[row] = found
+        return indices
+
+
+def sorted_names(labels: Iterable[str]) -> tuple[str, ...]:
+    """Return the distinct names in order: by value if all are numbers, else by character."""
+    names = sorted(set(labels))
+    try:
+        values = {name: float(name) for name in names}
+    except ValueError:
+        return tuple(names)
+    return tuple(sorted(names, key=values.__getitem__) if all(map(math.isfinite, values.values())) else names)
+
+
+def right_padded_mask(lengths: Integer[np.ndarray, " count"], length: int) -> Bool[np.ndarray, "count length"] | None:
+    """Return the mask of right-padded sequences, or None where none of them is padded."""
+    if (lengths == length).all():
+        return None
+    return np.arange(length) < lengths[:, None]

@@ -1,0 +1,191 @@
+"""`Sequences`: examples of one length with a mask, labels and the names of the classes, valid from birth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int32, Int64, Integer, Num
+
+TOKEN_LIMIT = 1 << 31
+
+
+@dataclass(frozen=True, eq=False)
+class Sequences:
+    """Labelled sequences of features or tokens; the arrays are converted, checked and read-only.
+
+    Attributes:
+        inputs: float32 (count, length, num_features), or int32 (count, length) for tokens. Wider floats and integers are converted;
+            padded steps are set to 0.
+        labels: int32 (count,), indices into `class_names`; None where they are not known.
+        mask: bool (count, length), True = real step, at least one in each row; None = every step is real.
+        class_names: the name of each class, in the order of the labels.
+
+    Raises:
+        TypeError: an array of the wrong kind.
+        ValueError: shapes that do not fit together, an empty array, a label out of range, a real step that is not finite, a row
+            without a real step.
+    """
+
+    # Plain arrays: what is passed in may be wider than what is kept, and the checks below say more than a shape would.
+    inputs: np.ndarray
+    labels: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        inputs = _checked_inputs(self.inputs)
+        mask = None if self.mask is None else _checked_mask(self.mask, inputs)
+        names = _checked_names(self.class_names)
+        labels = None if self.labels is None else _checked_labels(self.labels, len(inputs), names)
+        inputs = _converted_tokens(inputs, mask) if inputs.ndim == 2 else _converted_features(inputs, mask)
+        for field, array in (("inputs", inputs), ("labels", labels), ("mask", mask)):
+            object.__setattr__(self, field, None if array is None else _read_only(array))
+        object.__setattr__(self, "class_names", names)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def count(self) -> int:
+        """The number of examples."""
+        return len(self.inputs)
+
+    @property
+    def length(self) -> int:
+        """The number of steps of each example, padding included."""
+        return self.inputs.shape[1]
+
+    @property
+    def num_features(self) -> int | None:
+        """The number of features of a step; None for tokens."""
+        return self.inputs.shape[2] if self.inputs.ndim == 3 else None
+
+    @property
+    def num_classes(self) -> int:
+        """The number of class names."""
+        return len(self.class_names)
+
+    @property
+    def lengths(self) -> Int32[np.ndarray, " count"]:
+        """The number of real steps of each example, int32 (count,)."""
+        if self.mask is None:
+            return np.full(self.count, self.length, np.int32)
+        return self.mask.sum(axis=1, dtype=np.int32)
+
+    def take(self, indices: Integer[np.ndarray, " taken"]) -> Sequences:
+        """Return the examples at these indices, in their order.
+
+        Raises:
+            ValueError: there is no index, or one is outside 0 .. count - 1.
+        """
+        indices = checked_indices(indices, self.count)
+        if not len(indices):
+            raise ValueError("indices are empty; take at least one example")
+        labels = None if self.labels is None else self.labels[indices]
+        mask = None if self.mask is None else self.mask[indices]
+        return Sequences(self.inputs[indices], labels, mask, self.class_names)
+
+
+def checked_indices(indices: np.ndarray, count: int) -> Int64[np.ndarray, " taken"]:
+    """Return the indices of examples, refused unless they are a list of integers in 0 .. count - 1."""
+    indices = np.asarray(indices)
+    if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
+        raise TypeError(f"indices must be integers of shape (count,), got {indices.dtype} {indices.shape}; pass an integer array")
+    if indices.size and not (0 <= indices.min() and indices.max() < count):
+        outside = indices[(indices < 0) | (indices >= count)][0]
+        raise ValueError(f"index {outside} is outside 0 .. {count - 1}; pass indices of existing examples")
+    return indices.astype(np.int64)
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _checked_inputs(inputs: Any) -> Num[np.ndarray, "..."]:
+    if not isinstance(inputs, np.ndarray):
+        raise TypeError(f"inputs must be a NumPy array, got {type(inputs).__name__}; convert them with numpy.asarray")
+    if inputs.dtype.kind not in "fiu":
+        raise TypeError(f"inputs must be real numbers, got dtype {inputs.dtype}; convert them to float32, or to int32 for tokens")
+    if inputs.ndim == 2 and inputs.dtype.kind == "f":
+        raise ValueError(f"inputs {inputs.shape} of dtype {inputs.dtype} have no feature axis; pass inputs[..., None], or int32 for tokens")
+    if inputs.ndim not in (2, 3):
+        raise ValueError(
+            f"inputs must have shape (count, length, num_features), or (count, length) for tokens, got {inputs.shape}; reshape"
+        )
+    if 0 in inputs.shape:
+        raise ValueError(f"inputs are empty, shape {inputs.shape}; pass at least one example, one step and one feature")
+    return inputs
+
+
+def _checked_mask(mask: Any, inputs: np.ndarray) -> Bool[np.ndarray, "count length"]:
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+        got = f"dtype {mask.dtype}" if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise TypeError(f"mask must be a bool array, True = real step, got {got}; convert it, for example mask.astype(bool)")
+    if mask.shape != inputs.shape[:2]:
+        raise ValueError(f"mask {mask.shape} does not fit inputs {inputs.shape}; its shape must be {inputs.shape[:2]}")
+    if not mask.any(axis=1).all():
+        row = int(np.argmin(mask.any(axis=1)))
+        raise ValueError(f"example {row} has no real step, its mask is False throughout; remove the example")
+    return mask
+
+
+def _checked_names(names: Any) -> tuple[str, ...]:
+    if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
+        raise TypeError(f"class_names must be a tuple of non-empty strings, got {names!r}; pass one name per class")
+    repeated = sorted({name for name in names if list(names).count(name) > 1})
+    if repeated:
+        raise ValueError(f"class_names repeat {', '.join(repeated)}; give each class its own name")
+    return tuple(names)
+
+
+def _checked_labels(labels: Any, count: int, names: tuple[str, ...]) -> Int32[np.ndarray, " count"]:
+    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
+        got = f"dtype {labels.dtype}" if isinstance(labels, np.ndarray) else type(labels).__name__
+        raise TypeError(f"labels must be an integer array, got {got}; pass the index of each example's class")
+    if labels.shape != (count,):
+        raise ValueError(f"labels {labels.shape} do not fit {count} examples; pass one label per example, shape ({count},)")
+    if not names:
+        raise ValueError("labels are given but class_names are not; pass a name for each class")
+    outside = (labels < 0) | (labels >= len(names))
+    if outside.any():
+        row = int(np.argmax(outside))
+        raise ValueError(
+            f"label {labels[row]} of example {row} is outside 0 .. {len(names) - 1}; correct it, or name its class in class_names"
+        )
+    return labels.astype(np.int32)
+
+
+def _converted_features(
+    inputs: Num[np.ndarray, "count length features"], mask: Bool[np.ndarray, "count length"] | None
+) -> Float32[np.ndarray, "count length features"]:
+    # A number beyond float32 becomes infinite here and is refused below.
+    with np.errstate(over="ignore"):
+        converted = inputs.astype(np.float32)
+    if mask is not None:
+        converted[~mask] = 0.0
+    if not np.isfinite(converted).all():
+        row, step, feature = (int(index) for index in np.argwhere(~np.isfinite(converted))[0])
+        value = inputs[row, step, feature]
+        raise ValueError(
+            f"inputs hold {value} in example {row}, step {step}, feature {feature}; a real step must be finite in float32: "
+            "mark it as padding in the mask, or impute it"
+        )
+    return converted
+
+
+def _converted_tokens(
+    inputs: Integer[np.ndarray, "count length"], mask: Bool[np.ndarray, "count length"] | None
+) -> Int32[np.ndarray, "count length"]:
+    kept = inputs if mask is None else np.where(mask, inputs, 0)
+    outside = (kept < 0) | (kept >= TOKEN_LIMIT)
+    if outside.any():
+        row, step = (int(index) for index in np.argwhere(outside)[0])
+        raise ValueError(
+            f"token {inputs[row, step]} in example {row}, step {step} is outside 0 .. 2**31 - 1; "
+            "number the tokens from 0, or mark the step as padding in the mask"
+        )
+    return kept.astype(np.int32)

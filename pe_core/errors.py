@@ -1,0 +1,42 @@
+"""Checks that end in one clear line: what was wrong, the value, the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint that names the nearest known name, or all of them when none is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
+def require_one_of(what: str, value: object, known: Sequence[str]) -> None:
+    """Raise a ValueError unless the value is one of the known names."""
+    if value not in known:
+        raise ValueError(f"unknown {what} {value!r}; {nearest(str(value), known)}")
+
+
+def require_integer(what: str, value: object, minimum: int, maximum: int = 1 << 31) -> None:
+    """Raise a TypeError unless the value is an integer, a ValueError unless it lies in minimum .. maximum."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} must be an integer, got {value!r}")
+    if not minimum <= value <= maximum:
+        raise ValueError(f"{what} must lie in {minimum} .. {maximum}, got {value}")
+
+
+def require_number(what: str, value: object, minimum: float, maximum: float = math.inf, *, open_maximum: bool = False) -> None:
+    """Raise a TypeError unless the value is a finite number, a ValueError unless it lies in minimum .. maximum."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{what} must be a number, got {value!r}")
+    if not math.isfinite(value) or not minimum <= value <= maximum or (open_maximum and value == maximum):
+        raise ValueError(f"{what} must be finite and lie in [{minimum:g}, {maximum:g}{')' if open_maximum else ']'}, got {value}")
+
+
+def require_boolean(what: str, value: object) -> None:
+    """Raise a TypeError unless the value is a boolean."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} must be True or False, got {value!r}")

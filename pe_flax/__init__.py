@@ -1,0 +1,18 @@
+"""Positional encodings and a sequence classifier in JAX, with Flax NNX and optax."""
+
+from pe_flax.encoder import Encoder, SequenceClassifier
+from pe_flax.encodings import LearnedTableEncoding, SinusoidalEncoding
+from pe_flax.optimizer import adam
+from pe_flax.weights import from_arrays, load, save, to_arrays
+
+__all__ = [
+    "Encoder",
+    "LearnedTableEncoding",
+    "SequenceClassifier",
+    "SinusoidalEncoding",
+    "adam",
+    "from_arrays",
+    "load",
+    "save",
+    "to_arrays",
+]

@@ -1,0 +1,126 @@
+"""The shared random numbers in JAX: Threefry for keys, the keyed hash for dropout masks; see `pe_core/random.py`."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from pe_core.dropout_places import DropoutPlace, count_places, dropout_place
+from pe_core.random import (
+    DROPOUT,
+    DROPOUT_LEVELS,
+    MIXER_MULTIPLIERS,
+    MIXER_SHIFTS,
+    THREEFRY_PARITY,
+    THREEFRY_ROTATIONS,
+    derive,
+    dropout_scale,
+    dropout_threshold,
+)
+
+
+def threefry2x32(key: Array, high: Array, low: Array) -> tuple[Array, Array]:
+    """Return the two words of Threefry-2x32 with 20 rounds for each counter (high, low), in uint32.
+
+    Args:
+        key: (..., 2) uint32.
+        high: uint32 counters, broadcast against the key.
+        low: uint32 counters, broadcast against the key.
+    """
+    schedule = (key[..., 0], key[..., 1], key[..., 0] ^ key[..., 1] ^ jnp.uint32(THREEFRY_PARITY))
+    first, second = high + schedule[0], low + schedule[1]
+    for group in range(5):
+        for rotation in THREEFRY_ROTATIONS[group % 2]:
+            first = first + second
+            second = (second << jnp.uint32(rotation)) | (second >> jnp.uint32(32 - rotation))
+            second = second ^ first
+        first = first + schedule[(group + 1) % 3]
+        second = second + schedule[(group + 2) % 3] + jnp.uint32(group + 1)
+    return first, second
+
+
+def fold_in(key: Array, data: Array) -> Array:
+    """Return the keys derived from `key` (..., 2) for the numbers in `data` (...), all uint32."""
+    return jnp.stack(threefry2x32(key, jnp.zeros_like(data), data), axis=-1)
+
+
+def _mix(word: Array) -> Array:
+    first, second, third = (jnp.uint32(shift) for shift in MIXER_SHIFTS)
+    word = (word ^ (word >> first)) * jnp.uint32(MIXER_MULTIPLIERS[0])
+    word = (word ^ (word >> second)) * jnp.uint32(MIXER_MULTIPLIERS[1])
+    return word ^ (word >> third)
+
+
+def dropout_keep(key: Array, shape: tuple[int, ...], rate: float) -> Array:
+    """Return which elements are kept, a boolean array of the shape.
+
+    Args:
+        key: (2,) uint32.
+        shape: of the array to drop from.
+        rate: share of the elements to drop.
+    """
+    *rows, columns = shape
+    per_row = (columns + 1) // 2
+    words = jax.lax.iota(jnp.uint32, math.prod(rows) * per_row)
+    words = _mix(_mix(words ^ key[0]) ^ key[1])
+    halves = jax.lax.bitcast_convert_type(words, jnp.int16)
+    return halves.reshape(*rows, 2 * per_row)[..., :columns] >= jnp.int16(dropout_threshold(rate) - DROPOUT_LEVELS // 2)
+
+
+class Drop(Protocol):
+    """The dropout of one step."""
+
+    def __call__(self, x: Array, place: DropoutPlace, layer: int = 0) -> Array:
+        """Return x with elements dropped and the rest scaled up."""
+
+
+class DropoutCount(nnx.Variable):
+    """How many training steps have drawn from a Dropout."""
+
+
+class Dropout(nnx.Module):
+    """Dropout at every place of a model, its masks a function of (seed, step, place) or the framework's own.
+
+    Args:
+        rate: share of the elements to drop.
+        num_layers: blocks of the model.
+        seed: of the masks.
+        native: draw from `jax.random.bernoulli` instead.
+    """
+
+    def __init__(self, rate: float, *, num_layers: int, seed: int = 0, native: bool = False) -> None:
+        self.rate = rate
+        self.num_layers = num_layers
+        self.seed = seed
+        self.native = native
+        self.deterministic = False
+        self.next_step = DropoutCount(jnp.zeros((), jnp.uint32)) if rate > 0.0 else None
+
+    def begin(self, step: int | Array | None) -> Drop:
+        """Return the dropout of a training step, which keeps everything in evaluation; None takes the step after the last one."""
+        if self.deterministic or self.next_step is None:
+            return _keep_all
+        if step is None:
+            step = self.next_step[...]
+            self.next_step[...] = step + jnp.uint32(1)
+        key = fold_in(jnp.asarray(derive(self.seed, DROPOUT)), jnp.asarray(step, jnp.uint32))
+        keys = fold_in(key[None], jnp.arange(count_places(self.num_layers), dtype=jnp.uint32))
+
+        def drop(x: Array, place: DropoutPlace, layer: int = 0) -> Array:
+            key = keys[dropout_place(place, layer)]
+            if self.native:
+                keep = jax.random.bernoulli(jax.random.wrap_key_data(key, impl="threefry2x32"), 1.0 - self.rate, x.shape)
+                return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - self.rate), x.dtype), jnp.zeros((), x.dtype))
+            keep = dropout_keep(key, x.shape, self.rate)
+            return x * (keep.astype(x.dtype) * jnp.asarray(dropout_scale(self.rate), x.dtype))
+
+        return drop
+
+
+def _keep_all(x: Array, place: DropoutPlace, layer: int = 0) -> Array:
+    return x

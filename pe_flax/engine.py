@@ -1,0 +1,201 @@
+"""One training step and one prediction, compiled; state out to and in from NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+
+from pe_core.config import ComputeConfig, ModelConfig, TrainConfig
+from pe_core.data import Batch
+from pe_core.parameters import parameters
+from pe_core.weights import check_arrays
+from pe_flax.encoder import SequenceClassifier
+from pe_flax.layout import canonical_variables
+from pe_flax.optimizer import AdamState, global_norm, make_optimizer
+
+Weights = dict[str, Array]
+
+
+class State(NamedTuple):
+    """What a step changes."""
+
+    weights: Weights
+    optimizer: Any
+    finite: Array
+
+
+class Engine:
+    """A model in training, or ready to predict.
+
+    Steps are compiled over plain dictionaries of arrays with donated buffers: `nnx.jit` over the module would walk it at every call.
+
+    Args:
+        config: what the model is.
+        arrays: its weights.
+        train: what the run is.
+        compute: how it is computed.
+        total_steps: steps of the whole run, for the schedule.
+        device: where it runs, "cpu" or "gpu"; JAX's default when None.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        arrays: Mapping[str, np.ndarray],
+        train: TrainConfig,
+        compute: ComputeConfig,
+        total_steps: int,
+        device: str | None = None,
+    ) -> None:
+        self.config = config
+        self.compute = compute
+        self.dtype = np.dtype(compute.array_dtype)
+        self.device = jax.devices(device)[0] if device else jax.devices()[0]
+        with self._mode():
+            model = SequenceClassifier(config, seed=train.seed, compute=compute)
+            variables = canonical_variables(model)
+            self._transposed = {name for name, (_, transposed) in variables.items() if transposed}
+            # The leaves of the weights' tree, in its order, under their canonical names.
+            self._names = list(variables)
+            model.train()
+            graph, weights, self._rest = nnx.split(model, nnx.Param, ...)
+            model.eval()
+            self._graphs = {True: graph, False: nnx.split(model, nnx.Param, ...)[0]}
+            self._tree = jax.tree.structure(weights)
+            self._optimizer = make_optimizer(config, train, total_steps)
+            live = self._put(arrays)
+            self._state = State(live, jax.device_put(self._optimizer.init(live), self.device), jnp.array(True))
+        self._train_step = jax.jit(self._step, donate_argnums=0)
+        self._evaluate = jax.jit(partial(self._loss, step=None))
+        self._predict = jax.jit(self._logits)
+        self._taps = jax.jit(self._tapped)
+        self._gradients = jax.jit(jax.value_and_grad(self._loss, has_aux=True))
+
+    def train_step(self, batch: Batch, step: int) -> Array:
+        """Take one step and return (loss, correct, weight, gradient norm) on the device, not waited for.
+
+        A loss or norm that is not finite leaves the weights as they were, in this step and in all that follow.
+        """
+        with self._mode():
+            self._state, metrics = self._train_step(self._state, _content(batch), np.uint32(step))
+        return metrics
+
+    def evaluate(self, batch: Batch) -> Array:
+        """Return (loss, correct, weight, 0) of a batch on the device, not waited for."""
+        with self._mode():
+            return self._evaluate(self._state.weights, _content(batch))[1]
+
+    def predict(self, batch: Batch) -> np.ndarray:
+        """Return the logits of a batch, (batch, num_classes)."""
+        with self._mode():
+            return np.asarray(self._predict(self._state.weights, _content(batch)))
+
+    def read(self, metrics: Sequence[Array]) -> np.ndarray:
+        """Wait for metrics and return them as rows of float64."""
+        return np.stack(jax.device_get(list(metrics))).astype(np.float64)
+
+    def gradients(self, batch: Batch, step: int | None = None) -> tuple[float, dict[str, np.ndarray]]:
+        """Return the loss and the gradient of every weight, in evaluation mode, or with the dropout of a step."""
+        with self._mode():
+            (loss, _), found = self._gradients(self._state.weights, _content(batch), None if step is None else np.uint32(step))
+            return float(loss), self._get(found)
+
+    def taps(self, batch: Batch, step: int | None = None) -> dict[str, np.ndarray]:
+        """Return the named intermediates of a forward pass, in evaluation mode, or with the dropout of a step."""
+        with self._mode():
+            found = self._taps(self._state.weights, _content(batch), None if step is None else np.uint32(step))
+            return {name: np.asarray(found[name].astype(self.dtype)) for name in self._tap_order}
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Return the weights under their canonical names."""
+        return self._get(self._state.weights)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return weights, moments and the count of steps, `param/<name>`, `adam/m/<name>`, `adam/v/<name>`, `adam/count`."""
+        moments = _adam_state(self._state.optimizer)
+        trees = {"param": self._state.weights, "adam/m": moments.mu, "adam/v": moments.nu}
+        arrays = {f"{kind}/{name}": array for kind, tree in trees.items() for name, array in self._get(tree).items()}
+        return arrays | {"adam/count": np.array(moments.count, np.int64)}
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take over a state."""
+
+        def tree(kind: str) -> Weights:
+            prefix = f"{kind}/"
+            return self._put({name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)})
+
+        with self._mode():
+            count = jnp.asarray(np.int32(arrays["adam/count"]))
+
+            def replaced(state: Any) -> Any:
+                if hasattr(state, "mu"):
+                    return state._replace(count=count, mu=tree("adam/m"), nu=tree("adam/v"))
+                return state._replace(count=count) if hasattr(state, "count") else state
+
+            optimizer = jax.tree.map(replaced, self._state.optimizer, is_leaf=lambda item: hasattr(item, "count"))
+            self._state = State(tree("param"), optimizer, jnp.array(True))
+
+    def _mode(self) -> AbstractContextManager[Any]:
+        return jax.enable_x64(True) if self.compute.precision == "float64" else nullcontext()
+
+    def _put(self, arrays: Mapping[str, np.ndarray]) -> Weights:
+        check_arrays(parameters(self.config), arrays, "the dictionary of arrays")
+        live = {name: np.asarray(arrays[name], self.dtype) for name in self._names}
+        return {name: jax.device_put(a.T.copy() if name in self._transposed else a.copy(), self.device) for name, a in live.items()}
+
+    def _get(self, weights: Weights) -> dict[str, np.ndarray]:
+        host = jax.device_get(weights)
+        names = [item.name for item in parameters(self.config)]
+        return {name: np.array(host[name].T if name in self._transposed else host[name], order="C") for name in names}
+
+    def _model(self, weights: Weights, training: bool) -> SequenceClassifier:
+        tree = jax.tree.unflatten(self._tree, [weights[name] for name in self._names])
+        return nnx.merge(self._graphs[training], tree, self._rest)
+
+    def _logits(self, weights: Weights, batch: dict[str, Any], step: Any = None, taps: dict[str, Array] | None = None) -> Array:
+        # On a GPU, JAX takes float32 products in TF32 unless told otherwise.
+        with jax.default_matmul_precision("highest"):
+            return self._model(weights, step is not None)(batch["inputs"], mask=batch["mask"], taps=taps, dropout_step=step)
+
+    def _tapped(self, weights: Weights, batch: dict[str, Any], step: Any) -> dict[str, Array]:
+        taps: dict[str, Array] = {}
+        self._logits(weights, batch, step, taps)
+        # A compiled function returns dictionaries sorted by key.
+        self._tap_order = list(taps)
+        return taps
+
+    def _loss(self, weights: Weights, batch: dict[str, Any], step: Any) -> tuple[Array, Array]:
+        logits = self._logits(weights, batch, step)
+        labels, share = batch["labels"], batch["weights"].astype(logits.dtype)
+        total = share.sum()
+        loss = (optax.softmax_cross_entropy_with_integer_labels(logits, labels) * share).sum() / total
+        correct = ((logits.argmax(axis=-1) == labels).astype(share.dtype) * share).sum()
+        return loss, jnp.stack([loss, correct, total, jnp.zeros_like(loss)])
+
+    def _step(self, state: State, batch: dict[str, Any], step: Array) -> tuple[State, Array]:
+        (loss, metrics), gradients = jax.value_and_grad(self._loss, has_aux=True)(state.weights, batch, step)
+        norm = global_norm(gradients)
+        finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, optimizer = self._optimizer.update(gradients, state.optimizer, state.weights)
+        weights = optax.apply_updates(state.weights, updates)
+        kept = jax.tree.map(partial(jnp.where, finite), (weights, optimizer), (state.weights, state.optimizer))
+        return State(*kept, finite), metrics.at[3].set(norm)
+
+
+def _content(batch: Batch) -> dict[str, Any]:
+    return {"inputs": batch.inputs, "labels": batch.labels, "weights": batch.weights, "mask": batch.mask}
+
+
+def _adam_state(optimizer: Any) -> AdamState:
+    """The state of Adam within that of a chain, ours or optax's own."""
+    found = [item for item in jax.tree.leaves(optimizer, is_leaf=lambda item: hasattr(item, "mu")) if hasattr(item, "mu")]
+    return found[0]

@@ -1,0 +1,64 @@
+"""The small layers: dense, table, norm."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from pe_core.config import LAYER_NORM_EPSILON, ComputeConfig
+from pe_core.inputs import require_tokens_fit
+
+
+class Linear(nnx.Module):
+    """A dense layer whose product is taken in a dtype of its own: x K + b, with the kernel (in, out) as Flax has it."""
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = True, compute: ComputeConfig) -> None:
+        self.kernel = nnx.Param(zeros((in_features, out_features), compute))
+        self.bias = nnx.Param(zeros((out_features,), compute)) if bias else None
+        self.product_dtype = jnp.dtype(compute.precision)
+
+    def __call__(self, x: Array) -> Array:
+        """Return the product, (..., out_features), in the dtype of products."""
+        # One plain matrix product: XLA on a CPU is slower on a batch of them.
+        rows = x.reshape(-1, x.shape[-1]).astype(self.product_dtype)
+        product = rows @ self.kernel[...].astype(self.product_dtype)
+        if self.bias is not None:
+            product = product + self.bias[...].astype(self.product_dtype)[None]
+        return product.reshape(*x.shape[:-1], -1)
+
+
+class Table(nnx.Module):
+    """A trained vector per token."""
+
+    def __init__(self, rows: int, width: int, *, compute: ComputeConfig) -> None:
+        self.table = nnx.Param(zeros((rows, width), compute))
+
+    def __call__(self, tokens: Array) -> Array:
+        """Return the rows of the tokens, (batch, length, width); under `jax.jit` a token outside the table cannot raise and gives NaN."""
+        rows = self.table.shape[0]
+        if not isinstance(tokens, jax.core.Tracer):
+            require_tokens_fit(rows, int(tokens.min()), int(tokens.max()))
+        return self.table[...].at[jnp.where(tokens >= 0, tokens, rows)].get(mode="fill", fill_value=jnp.nan)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation with the epsilon of the config and the variance in two passes."""
+
+    def __init__(self, width: int, *, compute: ComputeConfig) -> None:
+        self.scale = nnx.Param(zeros((width,), compute))
+        self.bias = nnx.Param(zeros((width,), compute))
+
+    def __call__(self, x: Array) -> Array:
+        """Return x normalised over its last axis."""
+        centred = x - x.mean(axis=-1, keepdims=True)
+        variance = (centred * centred).mean(axis=-1, keepdims=True)
+        lead = (None,) * (x.ndim - 1)
+        return centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON) * self.scale[...][lead] + self.bias[...][lead]
+
+
+def zeros(shape: tuple[int, ...], compute: ComputeConfig) -> Array:
+    """Return a place for a weight, to be filled from canonical arrays; made by NumPy, which compiles nothing."""
+    return jnp.asarray(np.zeros(shape, compute.array_dtype))

@@ -1,0 +1,151 @@
+"""Adam with decoupled decay, global-norm clipping and a schedule in closed form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from pe_core.config import CLIP_EPSILON, ModelConfig, TrainConfig
+from pe_core.parameters import parameters
+from pe_core.schedule import Schedule, make_schedule
+
+
+class AdamState(NamedTuple):
+    """Steps taken and the two moments."""
+
+    count: Array
+    mu: optax.Params
+    nu: optax.Params
+
+
+def adam(
+    schedule: float | Schedule | optax.Schedule,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    max_gradient_norm: float | None = None,
+    mask: Callable[[optax.Params], Any] | Any = None,
+) -> optax.GradientTransformation:
+    """Return AdamW (Loshchilov and Hutter 2019) in torch's order of operations, for any optax chain.
+
+    The bias corrections, and the learning rate of a `Schedule`, are computed in float64 on the host for every step at which they still
+    change and looked up by the step, so they are exact to the dtype of the weights, with JAX's x64 flag on or off.
+
+    Args:
+        schedule: learning rate, a constant, a closed form or an optax schedule.
+        betas: decay rates of the two moments.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled decay.
+        max_gradient_norm: the global norm to which gradients are clipped; None clips nothing.
+        mask: a tree of booleans like the weights, or a function that makes one: which weights decay; all when None.
+    """
+    beta1, beta2 = betas
+    corrections = _Corrections(schedule, betas)
+
+    def init(params: optax.Params) -> AdamState:
+        return AdamState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
+
+    def update(gradients: optax.Updates, state: AdamState, params: optax.Params | None = None) -> tuple[optax.Updates, AdamState]:
+        if params is None and weight_decay:
+            raise ValueError(f"weight_decay={weight_decay} needs the weights; call update(gradients, state, params)")
+        if max_gradient_norm is not None:
+            factor = clip_factor(global_norm(gradients), max_gradient_norm)
+            gradients = jax.tree.map(lambda g: g * factor.astype(g.dtype), gradients)
+        mu = jax.tree.map(lambda m, g: m + (g - m) * (1 - beta1), state.mu, gradients)
+        nu = jax.tree.map(lambda v, g: v * beta2 + g * g * (1 - beta2), state.nu, gradients)
+
+        def step(m: Array, v: Array) -> Array:
+            step_size, root = corrections.at(state.count, m.dtype)
+            return -step_size * (m / (jnp.sqrt(v) / root + eps))
+
+        updates = jax.tree.map(step, mu, nu)
+        if weight_decay:
+            decays = jax.tree.map(lambda _: True, params) if mask is None else mask(params) if callable(mask) else mask
+
+            def decay(u: Array, p: Array, decaying: bool) -> Array:
+                return u - p * (corrections.learning_rate(state.count, p.dtype) * weight_decay) if decaying else u
+
+            updates = jax.tree.map(decay, updates, params, decays)
+        return updates, AdamState(state.count + 1, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def global_norm(gradients: optax.Updates) -> Array:
+    """Return the norm of all gradients together."""
+    return jnp.sqrt(sum((g * g).sum() for g in jax.tree.leaves(gradients)))
+
+
+def clip_factor(norm: Array, max_norm: float) -> Array:
+    """Return what gradients of this norm are multiplied with, as `torch.nn.utils.clip_grad_norm_` has it."""
+    return jnp.minimum(max_norm / (norm + CLIP_EPSILON), 1.0)
+
+
+def decay_mask(config: ModelConfig) -> dict[str, bool]:
+    """Return which weights decay, by canonical name: not tables, norms and biases."""
+    return {item.name: item.decay for item in parameters(config)}
+
+
+def make_optimizer(config: ModelConfig, train: TrainConfig, total_steps: int) -> optax.GradientTransformation:
+    """Return the optimizer of a training run over a dictionary of weights by canonical name."""
+    schedule, mask = make_schedule(train, total_steps), decay_mask(config)
+    if train.optimizer == "stock":
+        rates = np.array([schedule(step) for step in range(total_steps + 1)])
+        stock = optax.adamw(
+            lambda count: jnp.asarray(rates, jnp.float32)[jnp.minimum(count, total_steps)],
+            train.beta1, train.beta2, train.epsilon, weight_decay=train.weight_decay, mask=mask,
+        )  # fmt: skip
+        return stock if train.max_gradient_norm is None else optax.chain(optax.clip_by_global_norm(train.max_gradient_norm), stock)
+    return adam(
+        schedule,
+        betas=(train.beta1, train.beta2),
+        eps=train.epsilon,
+        weight_decay=train.weight_decay,
+        max_gradient_norm=train.max_gradient_norm,
+        mask=mask,
+    )
+
+
+class _Corrections:
+    """What depends on the step alone, as tables in float64."""
+
+    def __init__(self, schedule: float | Schedule | optax.Schedule, betas: tuple[float, float]) -> None:
+        self.schedule = schedule
+        last = schedule.total_steps if isinstance(schedule, Schedule) else 0
+        # From here on 1 - beta^t is 1 in float64.
+        settled = max((math.ceil(math.log(2.0**-54) / math.log(beta)) for beta in betas if beta > 0.0), default=1)
+        steps = np.arange(1, max(last, settled) + 2)
+        self.first = 1.0 - np.power(betas[0], steps)
+        self.root = np.sqrt(1.0 - np.power(betas[1], steps))
+        self.rates: np.ndarray | None = None
+        if isinstance(schedule, Schedule):
+            self.rates = np.array([schedule(step) for step in range(last + 1)])
+        elif not callable(schedule):
+            self.rates = np.array([float(schedule)])
+
+    def learning_rate(self, count: Array, dtype: jnp.dtype) -> Array:
+        """Return the learning rate of a step."""
+        if self.rates is None:
+            return jnp.asarray(self.schedule(count), dtype)  # type: ignore[operator]
+        return _at(self.rates, count, dtype)
+
+    def at(self, count: Array, dtype: jnp.dtype) -> tuple[Array, Array]:
+        """Return learning rate / (1 - beta1^t) and the root of 1 - beta2^t."""
+        root = _at(self.root, count, dtype)
+        if self.rates is None:
+            return self.learning_rate(count, dtype) / _at(self.first, count, dtype), root
+        # The learning rate stays what it is after the last step of its table.
+        padded = np.pad(self.rates, (0, max(0, len(self.first) - len(self.rates))), mode="edge")
+        return _at(padded / self.first, count, dtype), root
+
+
+def _at(table: np.ndarray, count: Array, dtype: jnp.dtype) -> Array:
+    return jnp.asarray(table, dtype)[jnp.minimum(count, len(table) - 1)]

@@ -1,0 +1,18 @@
+"""Positional encodings and a sequence classifier in PyTorch."""
+
+from pe_torch.encoder import Encoder, SequenceClassifier
+from pe_torch.encodings import LearnedTableEncoding, SinusoidalEncoding
+from pe_torch.optimizer import Adam
+from pe_torch.weights import from_arrays, load, save, to_arrays
+
+__all__ = [
+    "Adam",
+    "Encoder",
+    "LearnedTableEncoding",
+    "SequenceClassifier",
+    "SinusoidalEncoding",
+    "from_arrays",
+    "load",
+    "save",
+    "to_arrays",
+]

@@ -1,0 +1,141 @@
+"""The shared random numbers in torch: Threefry for keys, the keyed hash for dropout masks; see `pe_core/random.py`."""
+
+from __future__ import annotations
+
+import math
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pe_core.dropout_places import DropoutPlace, count_places, dropout_place
+from pe_core.random import (
+    DROPOUT,
+    DROPOUT_LEVELS,
+    MIXER_MULTIPLIERS,
+    MIXER_SHIFTS,
+    THREEFRY_PARITY,
+    THREEFRY_ROTATIONS,
+    derive,
+    dropout_scale,
+    dropout_threshold,
+)
+
+# Keys of this many steps are drawn at once: Threefry costs a hundred small operations however few keys it makes.
+STEPS_PER_DRAW: Final = 256
+
+
+def _signed(word: int) -> int:
+    """The same 32 bits as a signed number: torch has arithmetic on int32, not on uint32."""
+    return word - (1 << 32) if word >= 1 << 31 else word
+
+
+def threefry2x32(key: Tensor, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the two words of Threefry-2x32 with 20 rounds for each counter (high, low), in int32.
+
+    Args:
+        key: (..., 2) int32.
+        high: int32 counters, broadcast against the key.
+        low: int32 counters, broadcast against the key.
+    """
+    schedule = (key[..., 0], key[..., 1], key[..., 0] ^ key[..., 1] ^ THREEFRY_PARITY)
+    first, second = high + schedule[0], low + schedule[1]
+    for group in range(5):
+        for rotation in THREEFRY_ROTATIONS[group % 2]:
+            first = first + second
+            second = (second << rotation) | ((second >> (32 - rotation)) & ((1 << rotation) - 1))
+            second = second ^ first
+        first = first + schedule[(group + 1) % 3]
+        second = second + schedule[(group + 2) % 3] + (group + 1)
+    return first, second
+
+
+def fold_in(key: Tensor, data: Tensor) -> Tensor:
+    """Return the keys derived from `key` (..., 2) for the numbers in `data` (...), all int32."""
+    return torch.stack(threefry2x32(key, torch.zeros_like(data), data), dim=-1)
+
+
+def _mix_(word: Tensor) -> Tensor:
+    """Mix each word in place."""
+    first, second, third = MIXER_SHIFTS
+    # `>>` on int32 copies the sign; the mask makes it a logical shift.
+    word.bitwise_xor_((word >> first).bitwise_and_((1 << 32 - first) - 1)).mul_(_signed(MIXER_MULTIPLIERS[0]))
+    word.bitwise_xor_((word >> second).bitwise_and_((1 << 32 - second) - 1)).mul_(_signed(MIXER_MULTIPLIERS[1]))
+    return word.bitwise_xor_((word >> third).bitwise_and_((1 << 32 - third) - 1))
+
+
+def dropout_keep(key: tuple[int, int], shape: tuple[int, ...], rate: float, device: torch.device | None = None) -> Tensor:
+    """Return which elements are kept, a boolean tensor of the shape.
+
+    Args:
+        key: two signed 32-bit words.
+        shape: of the tensor to drop from.
+        rate: share of the elements to drop.
+        device: where the tensor lies.
+    """
+    *rows, columns = shape
+    per_row = (columns + 1) // 2
+    words = torch.arange(math.prod(rows) * per_row, dtype=torch.int32, device=device)
+    words = _mix_(_mix_(words.bitwise_xor_(key[0])).bitwise_xor_(key[1]))
+    keep = words.view(torch.int16) >= dropout_threshold(rate) - DROPOUT_LEVELS // 2
+    return keep.view(*rows, 2 * per_row)[..., :columns]
+
+
+class Drop(Protocol):
+    """The dropout of one step."""
+
+    def __call__(self, x: Tensor, place: DropoutPlace, layer: int = 0) -> Tensor:
+        """Return x with elements dropped and the rest scaled up."""
+
+
+class Dropout(nn.Module):
+    """Dropout at every place of a model, its masks a function of (seed, step, place) or the framework's own.
+
+    Args:
+        rate: share of the elements to drop.
+        num_layers: blocks of the model.
+        seed: of the masks.
+        native: draw from torch's generator instead.
+    """
+
+    def __init__(self, rate: float, *, num_layers: int, seed: int = 0, native: bool = False) -> None:
+        super().__init__()
+        self.rate = rate
+        self.num_layers = num_layers
+        self.seed = seed
+        self.native = native
+        self.next_step = 0
+        self._first_step = -1
+        self._keys: list[list[tuple[int, int]]] = []
+
+    def begin(self, step: int | None) -> Drop:
+        """Return the dropout of a training step, which keeps everything in evaluation; None takes the step after the last one."""
+        if not self.training or self.rate == 0.0:
+            return _keep_all
+        if step is None:
+            step = self.next_step
+            self.next_step = step + 1
+        if self.native:
+            return lambda x, place, layer=0: functional.dropout(x, self.rate)
+        block = step - step % STEPS_PER_DRAW
+        if block != self._first_step:
+            self._first_step, self._keys = block, self._draw(block)
+        keys = self._keys[step - block]
+
+        def drop(x: Tensor, place: DropoutPlace, layer: int = 0) -> Tensor:
+            keep = dropout_keep(keys[dropout_place(place, layer)], tuple(x.shape), self.rate, x.device)
+            return x * keep.to(x.dtype).mul_(dropout_scale(self.rate))
+
+        return drop
+
+    def _draw(self, first_step: int) -> list[list[tuple[int, int]]]:
+        key = torch.tensor([_signed(int(word)) for word in derive(self.seed, DROPOUT)], dtype=torch.int32)
+        steps = torch.arange(first_step, first_step + STEPS_PER_DRAW, dtype=torch.int64).to(torch.int32)
+        places = torch.arange(count_places(self.num_layers), dtype=torch.int32)
+        keys: list[list[tuple[int, int]]] = fold_in(fold_in(key, steps)[:, None], places.expand(len(steps), -1)).tolist()
+        return keys
+
+
+def _keep_all(x: Tensor, place: DropoutPlace, layer: int = 0) -> Tensor:
+    return x

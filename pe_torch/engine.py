@@ -1,0 +1,141 @@
+"""One training step and one prediction; state out to and in from NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pe_core.config import ComputeConfig, ModelConfig, TrainConfig
+from pe_core.data import Batch
+from pe_core.parameters import parameters
+from pe_torch.encoder import SequenceClassifier
+from pe_torch.optimizer import Adam, make_optimizer
+from pe_torch.weights import load_arrays, to_arrays
+
+# torch holds the moments under other names than the canonical ones.
+MOMENTS: Final = {"m": "exp_avg", "v": "exp_avg_sq"}
+
+
+class Engine:
+    """A model in training, or ready to predict.
+
+    Args:
+        config: what the model is.
+        arrays: its weights.
+        train: what the run is.
+        compute: how it is computed.
+        total_steps: steps of the whole run, for the schedule.
+        device: where it runs; the GPU when there is one, when None.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        arrays: Mapping[str, np.ndarray],
+        train: TrainConfig,
+        compute: ComputeConfig,
+        total_steps: int,
+        device: str | None = None,
+    ) -> None:
+        self.config = config
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = SequenceClassifier(config, seed=train.seed, compute=compute)
+        load_arrays(self.model, arrays)
+        self.model.to(self.device)
+        self.optimizer = make_optimizer(self.model, config, train, total_steps)
+        self.optimizer.finite = torch.tensor(True, device=self.device)
+        self.dtype: torch.dtype = getattr(torch, compute.array_dtype)
+
+    def train_step(self, batch: Batch, step: int) -> Tensor:
+        """Take one step and return (loss, correct, weight, gradient norm) on the device, not waited for.
+
+        A loss or norm that is not finite leaves the weights as they were, in this step and in all that follow.
+        """
+        self.model.train()
+        loss, metrics = self._loss(batch, step)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.finite &= loss.detach().isfinite()
+        self.optimizer.step()
+        return torch.cat([metrics, self.optimizer.gradient_norm[None]])
+
+    def evaluate(self, batch: Batch) -> Tensor:
+        """Return (loss, correct, weight, 0) of a batch on the device, not waited for."""
+        self.model.eval()
+        with torch.inference_mode():
+            metrics = self._loss(batch, None)[1]
+            return functional.pad(metrics, (0, 1))
+
+    def predict(self, batch: Batch) -> np.ndarray:
+        """Return the logits of a batch, (batch, num_classes)."""
+        self.model.eval()
+        with torch.inference_mode():
+            return self.model(self._tensor(batch.inputs), mask=self._tensor(batch.mask)).cpu().numpy()
+
+    def read(self, metrics: Sequence[Tensor]) -> np.ndarray:
+        """Wait for metrics and return them as rows of float64."""
+        return torch.stack(list(metrics)).double().cpu().numpy()
+
+    def gradients(self, batch: Batch, step: int | None = None) -> tuple[float, dict[str, np.ndarray]]:
+        """Return the loss and the gradient of every weight, in evaluation mode, or with the dropout of a step."""
+        self.model.train(step is not None)
+        self.model.zero_grad(set_to_none=True)
+        loss = self._loss(batch, step)[0]
+        loss.backward()
+        found = {name: weight.grad.cpu().numpy().copy() for name, weight in self.model.named_parameters() if weight.grad is not None}
+        self.model.zero_grad(set_to_none=True)
+        return loss.item(), {item.name: found[item.name] for item in parameters(self.config)}
+
+    def taps(self, batch: Batch, step: int | None = None) -> dict[str, np.ndarray]:
+        """Return the named intermediates of a forward pass, in evaluation mode, or with the dropout of a step."""
+        self.model.train(step is not None)
+        taps: dict[str, Any] = {}
+        with torch.inference_mode():
+            self.model(self._tensor(batch.inputs), mask=self._tensor(batch.mask), taps=taps, dropout_step=step)
+            return {name: value.to(self.dtype).cpu().numpy() for name, value in taps.items()}
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Return the weights under their canonical names."""
+        return to_arrays(self.model)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return weights, moments and the count of steps, `param/<name>`, `adam/m/<name>`, `adam/v/<name>`, `adam/count`."""
+        live = dict(self.model.named_parameters())
+        arrays = {f"param/{name}": array for name, array in self.weights().items()}
+        for kind, key in MOMENTS.items():
+            for item in parameters(self.config):
+                moment = self.optimizer.state[live[item.name]].get(key)
+                arrays[f"adam/{kind}/{item.name}"] = (
+                    np.zeros(item.shape, arrays[f"param/{item.name}"].dtype) if moment is None else moment.cpu().numpy().copy()
+                )
+        return arrays | {"adam/count": np.array(self.optimizer.param_groups[0]["count"], np.int64)}
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take over a state."""
+        load_arrays(self.model, {name.removeprefix("param/"): array for name, array in arrays.items() if name.startswith("param/")})
+        count = int(arrays["adam/count"])
+        for group in self.optimizer.param_groups:
+            group["count"] = count
+        for name, weight in self.model.named_parameters():
+            moments = {key: torch.from_numpy(np.array(arrays[f"adam/{kind}/{name}"])).to(weight) for kind, key in MOMENTS.items()}
+            self.optimizer.state[weight] = {"step": torch.tensor(float(count), device=self.device)} | moments
+
+    def _loss(self, batch: Batch, step: int | None) -> tuple[Tensor, Tensor]:
+        logits = self.model(self._tensor(batch.inputs), mask=self._tensor(batch.mask), dropout_step=step)
+        labels, weights = self._tensor(batch.labels), self._tensor(batch.weights).to(self.dtype)
+        total = weights.sum()
+        loss = (functional.cross_entropy(logits, labels, reduction="none") * weights).sum() / total
+        with torch.no_grad():
+            correct = ((logits.argmax(dim=-1) == labels) * weights).sum()
+            return loss, torch.stack([loss.detach(), correct, total])
+
+    def _tensor(self, array: np.ndarray | None) -> Any:
+        if array is None:
+            return None
+        tensor = torch.from_numpy(array)
+        return (tensor.long() if tensor.dtype == torch.int32 else tensor).to(self.device, non_blocking=True)

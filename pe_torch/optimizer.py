@@ -1,0 +1,100 @@
+"""Adam with decoupled decay, global-norm clipping and a schedule in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast, overload
+
+import torch
+from torch import Tensor, nn
+
+from pe_core.config import ModelConfig, TrainConfig
+from pe_core.parameters import parameters
+from pe_core.schedule import make_schedule
+
+
+class Adam(torch.optim.AdamW):
+    """AdamW (Loshchilov and Hutter 2019) as torch computes it, with clipping and the learning rate of the step built in.
+
+    The fused kernel takes its bias corrections in float64.
+
+    Args:
+        params: parameters or groups; a group with weight_decay=0 gets no decay.
+        schedule: learning rate as a function of the step, counted from 0.
+        betas: decay rates of the two moments.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled decay.
+        max_gradient_norm: the global norm to which gradients are clipped; None clips nothing.
+
+    Attributes:
+        gradient_norm: the norm of the last step's gradients before clipping, on their device.
+        finite: a boolean tensor that a caller may put here; a norm that is not finite turns it False, and from then on no step changes
+            anything.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        schedule: Callable[[int], float],
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        max_gradient_norm: float | None = None,
+    ) -> None:
+        super().__init__(params, lr=schedule(0), betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+        self.schedule = schedule
+        self.max_gradient_norm = max_gradient_norm
+        self.gradient_norm = torch.zeros(())
+        self.finite: Tensor | None = None
+        for group in self.param_groups:
+            # Kept in the groups, so that state_dict() carries it.
+            group["count"] = 0
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Clip, take one step at this step's learning rate, and keep the norm before clipping in `gradient_norm`."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        clipped = [parameter for group in self.param_groups for parameter in group["params"] if parameter.grad is not None]
+        with torch.no_grad():
+            self.gradient_norm = torch.nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in clipped])
+        if self.finite is not None:
+            self.finite &= self.gradient_norm.isfinite()
+            # The fused kernel changes nothing where this is one, and the host does not wait for the device to know.
+            self.found_inf = (~self.finite).float()
+        if self.max_gradient_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(clipped, self.max_gradient_norm, self.gradient_norm)
+        for group in self.param_groups:
+            group["lr"] = self.schedule(group["count"])
+            group["count"] += 1
+        super().step()
+        return loss
+
+
+def parameter_groups(model: nn.Module, config: ModelConfig, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the weights in two groups: those that decay, and tables, norms and biases, which do not."""
+    decaying = {item.name for item in parameters(config) if item.decay}
+    live = list(model.named_parameters())
+    return [
+        {"params": [weight for name, weight in live if name in decaying], "weight_decay": weight_decay},
+        {"params": [weight for name, weight in live if name not in decaying], "weight_decay": 0.0},
+    ]
+
+
+def make_optimizer(model: nn.Module, config: ModelConfig, train: TrainConfig, total_steps: int) -> Adam:
+    """Return the optimizer of a training run."""
+    return Adam(
+        parameter_groups(model, config, train.weight_decay),
+        make_schedule(train, total_steps),
+        betas=(train.beta1, train.beta2),
+        eps=train.epsilon,
+        max_gradient_norm=train.max_gradient_norm,
+    )

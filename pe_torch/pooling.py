@@ -1,0 +1,69 @@
+"""From steps to one vector per sequence."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from pe_core.config import MASKED_LOGIT, ComputeConfig, ModelConfig
+
+
+class Pool(nn.Module):
+    """Steps to one vector per sequence, or per segment of packed sequences; zeros where there is no step.
+
+    Args:
+        config: its pooling; "attention" has a trained query.
+        compute: how it is computed.
+    """
+
+    def __init__(self, config: ModelConfig, *, compute: ComputeConfig) -> None:
+        super().__init__()
+        self.kind = config.pooling
+        dtype = getattr(torch, compute.array_dtype)
+        self.query = nn.Parameter(torch.empty(config.d_model, dtype=dtype)) if config.pooling == "attention" else None
+
+    def forward(self, x: Tensor, real: Tensor | None, segment_ids: Tensor | None, num_segments: int | None) -> Tensor:
+        """Return the pooled vectors, (batch, d_model), or (batch, num_segments, d_model) where segment_ids are given.
+
+        Args:
+            x: (batch, length, d_model) steps, led by the trained one for "cls".
+            real: (batch, length) bool, True for real steps; None when all are.
+            segment_ids: (batch, length) integers for packed sequences.
+            num_segments: the most segments in a row.
+        """
+        if self.kind == "cls":
+            return x[:, 0]
+        if real is None:
+            if self.kind == "mean":
+                return x.mean(dim=1)
+            if self.kind == "last":
+                return x[:, -1]
+            real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        member = real[:, None]
+        if segment_ids is None:
+            return self._pool(x, member)[:, 0]
+        if num_segments is None:
+            num_segments = int(segment_ids.max())
+        numbers = torch.arange(1, num_segments + 1, device=x.device)
+        return self._pool(x, member & (segment_ids[:, None] == numbers[:, None]))
+
+    def _pool(
+        self, x: Float[Tensor, "batch length d_model"], member: Bool[Tensor, "batch segments length"]
+    ) -> Float[Tensor, "batch segments d_model"]:
+        if self.kind == "max":
+            highest = x[:, None].masked_fill(~member[..., None], -torch.inf).amax(dim=2)
+            return highest.masked_fill(~member.any(dim=2)[..., None], 0.0)
+        if self.kind == "mean":
+            shares = member.to(x.dtype) / member.sum(dim=2, keepdim=True).clamp(min=1)
+        elif self.kind == "last":
+            shares = member & (member.flip(2).cumsum(dim=2).flip(2) == 1)
+        else:
+            shares = self._attention_weights(x, member)
+        return shares.to(x.dtype) @ x
+
+    def _attention_weights(self, x: Tensor, member: Tensor) -> Tensor:
+        assert self.query is not None
+        scores = (x @ self.query * x.shape[-1] ** -0.5)[:, None].expand(member.shape)
+        weights = scores.masked_fill(~member, MASKED_LOGIT).softmax(dim=-1)
+        return weights * member.any(dim=-1, keepdim=True)
