@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +72,7 @@ def dropout_keep(key: Array, shape: tuple[int, ...], rate: float) -> Array:
     return halves.reshape(*rows, 2 * per_row)[..., :columns] >= jnp.int16(dropout_threshold(rate) - DROPOUT_LEVELS // 2)
 
 
+@runtime_checkable
 class Drop(Protocol):
     """The dropout of one step."""
 

@@ -178,7 +178,7 @@ class Engine:
         labels, share = batch["labels"], batch["weights"].astype(logits.dtype)
         total = share.sum()
         loss = (optax.softmax_cross_entropy_with_integer_labels(logits, labels) * share).sum() / total
-        correct = ((logits.argmax(axis=-1) == labels).astype(share.dtype) * share).sum()
+        correct = ((logits.argmax(axis=-1).astype(labels.dtype) == labels).astype(share.dtype) * share).sum()
         return loss, jnp.stack([loss, correct, total, jnp.zeros_like(loss)])
 
     def _step(self, state: State, batch: dict[str, Any], step: Array) -> tuple[State, Array]:

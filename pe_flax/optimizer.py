@@ -20,7 +20,7 @@ from pe_core.schedule import Schedule, make_schedule
 class AdamState(NamedTuple):
     """Steps taken and the two moments."""
 
-    count: Array
+    count: Array  # type: ignore[assignment]  # named as in optax's own states, over tuple's method
     mu: optax.Params
     nu: optax.Params
 
@@ -62,16 +62,18 @@ def adam(
         mu = jax.tree.map(lambda m, g: m + (g - m) * (1 - beta1), state.mu, gradients)
         nu = jax.tree.map(lambda v, g: v * beta2 + g * g * (1 - beta2), state.nu, gradients)
 
+        # Looked up once for a dtype: a table for every weight would make the compiled program many megabytes.
+        found = {dtype: corrections.at(state.count, dtype) for dtype in {m.dtype for m in jax.tree.leaves(mu)}}
+
         def step(m: Array, v: Array) -> Array:
-            step_size, root = corrections.at(state.count, m.dtype)
-            return -step_size * (m / (jnp.sqrt(v) / root + eps))
+            return -found[m.dtype].step_size * (m / (jnp.sqrt(v) / found[m.dtype].root + eps))
 
         updates = jax.tree.map(step, mu, nu)
         if weight_decay:
             decays = jax.tree.map(lambda _: True, params) if mask is None else mask(params) if callable(mask) else mask
 
             def decay(u: Array, p: Array, decaying: bool) -> Array:
-                return u - p * (corrections.learning_rate(state.count, p.dtype) * weight_decay) if decaying else u
+                return u - p * (found[p.dtype].learning_rate * weight_decay) if decaying else u
 
             updates = jax.tree.map(decay, updates, params, decays)
         return updates, AdamState(state.count + 1, mu, nu)
@@ -114,37 +116,42 @@ def make_optimizer(config: ModelConfig, train: TrainConfig, total_steps: int) ->
     )
 
 
+class _Correction(NamedTuple):
+    """What depends on the step alone, at one step and in one dtype."""
+
+    learning_rate: Array
+    step_size: Array
+    root: Array
+
+
 class _Corrections:
     """What depends on the step alone, as tables in float64."""
 
     def __init__(self, schedule: float | Schedule | optax.Schedule, betas: tuple[float, float]) -> None:
-        self.schedule = schedule
         last = schedule.total_steps if isinstance(schedule, Schedule) else 0
         # From here on 1 - beta^t is 1 in float64.
         settled = max((math.ceil(math.log(2.0**-54) / math.log(beta)) for beta in betas if beta > 0.0), default=1)
         steps = np.arange(1, max(last, settled) + 2)
         self.first = 1.0 - np.power(betas[0], steps)
         self.root = np.sqrt(1.0 - np.power(betas[1], steps))
-        self.rates: np.ndarray | None = None
+        # A schedule of optax's is asked inside the step; ours and a constant are tables.
+        self.ask: optax.Schedule | None = None
         if isinstance(schedule, Schedule):
-            self.rates = np.array([schedule(step) for step in range(last + 1)])
-        elif not callable(schedule):
-            self.rates = np.array([float(schedule)])
-
-    def learning_rate(self, count: Array, dtype: jnp.dtype) -> Array:
-        """Return the learning rate of a step."""
-        if self.rates is None:
-            return jnp.asarray(self.schedule(count), dtype)  # type: ignore[operator]
-        return _at(self.rates, count, dtype)
-
-    def at(self, count: Array, dtype: jnp.dtype) -> tuple[Array, Array]:
-        """Return learning rate / (1 - beta1^t) and the root of 1 - beta2^t."""
-        root = _at(self.root, count, dtype)
-        if self.rates is None:
-            return self.learning_rate(count, dtype) / _at(self.first, count, dtype), root
+            rates = [schedule(step) for step in range(last + 1)]
+        elif callable(schedule):
+            self.ask, rates = schedule, [0.0]
+        else:
+            rates = [float(schedule)]
         # The learning rate stays what it is after the last step of its table.
-        padded = np.pad(self.rates, (0, max(0, len(self.first) - len(self.rates))), mode="edge")
-        return _at(padded / self.first, count, dtype), root
+        self.rates = np.pad(rates, (0, len(steps) - len(rates)), mode="edge")
+
+    def at(self, count: Array, dtype: jnp.dtype) -> _Correction:
+        """Return learning rate, learning rate / (1 - beta1^t) and the root of 1 - beta2^t."""
+        root = _at(self.root, count, dtype)
+        if self.ask is None:
+            return _Correction(_at(self.rates, count, dtype), _at(self.rates / self.first, count, dtype), root)
+        rate = jnp.asarray(self.ask(count), dtype)
+        return _Correction(rate, rate / _at(self.first, count, dtype), root)
 
 
 def _at(table: np.ndarray, count: Array, dtype: jnp.dtype) -> Array:

@@ -54,8 +54,10 @@ class Pool(nnx.Module):
         self, x: Float[Array, "batch length d_model"], member: Bool[Array, "batch segments length"]
     ) -> Float[Array, "batch segments d_model"]:
         if self.kind == "max":
-            highest = jnp.where(member[..., None], x[:, None], -jnp.inf).max(axis=2)
-            return jnp.where(member.any(axis=2)[..., None], highest, 0.0)
+            # Not jnp.max: its gradient looks for steps equal to the maximum, and XLA may compute them again with another rounding.
+            first = jnp.where(member[..., None], x[:, None], -jnp.inf).argmax(axis=2)
+            chosen = (jnp.arange(x.shape[1])[None, None, :, None] == first[:, :, None]) & member[..., None]
+            return jnp.where(chosen, x[:, None], 0.0).sum(axis=2)
         if self.kind == "mean":
             steps = member.astype(x.dtype)
             shares = steps / jnp.maximum(steps.sum(axis=2, keepdims=True), 1.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,7 @@ def dropout_keep(key: tuple[int, int], shape: tuple[int, ...], rate: float, devi
     return keep.view(*rows, 2 * per_row)[..., :columns]
 
 
+@runtime_checkable
 class Drop(Protocol):
     """The dropout of one step."""
 

@@ -16,7 +16,7 @@ from pe_core.schedule import make_schedule
 class Adam(torch.optim.AdamW):
     """AdamW (Loshchilov and Hutter 2019) as torch computes it, with clipping and the learning rate of the step built in.
 
-    The fused kernel takes its bias corrections in float64.
+    It uses torch's fused kernel, which takes its bias corrections in float64.
 
     Args:
         params: parameters or groups; a group with weight_decay=0 gets no decay.
@@ -25,12 +25,15 @@ class Adam(torch.optim.AdamW):
         eps: added to the root of the second moment.
         weight_decay: decoupled decay.
         max_gradient_norm: the global norm to which gradients are clipped; None clips nothing.
+        stock: leave the choice of the kernel to torch, as `torch.optim.AdamW` comes.
 
     Attributes:
         gradient_norm: the norm of the last step's gradients before clipping, on their device.
         finite: a boolean tensor that a caller may put here; a norm that is not finite turns it False, and from then on no step changes
             anything.
     """
+
+    finite: Any
 
     def __init__(
         self,
@@ -41,12 +44,14 @@ class Adam(torch.optim.AdamW):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         max_gradient_norm: float | None = None,
+        stock: bool = False,
     ) -> None:
-        super().__init__(params, lr=schedule(0), betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+        super().__init__(params, lr=schedule(0), betas=betas, eps=eps, weight_decay=weight_decay, fused=None if stock else True)
         self.schedule = schedule
         self.max_gradient_norm = max_gradient_norm
+        self.stock = stock
         self.gradient_norm = torch.zeros(())
-        self.finite: Tensor | None = None
+        self.finite = None
         for group in self.param_groups:
             # Kept in the groups, so that state_dict() carries it.
             group["count"] = 0
@@ -68,8 +73,13 @@ class Adam(torch.optim.AdamW):
             self.gradient_norm = torch.nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in clipped])
         if self.finite is not None:
             self.finite &= self.gradient_norm.isfinite()
-            # The fused kernel changes nothing where this is one, and the host does not wait for the device to know.
-            self.found_inf = (~self.finite).float()
+            if self.stock:
+                # The other kernels cannot skip a step by themselves, so the host waits for the device.
+                if not self.finite:
+                    return loss
+            else:
+                # The fused kernel changes nothing where this is one, and the host does not wait.
+                self.found_inf = (~self.finite).float()
         if self.max_gradient_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(clipped, self.max_gradient_norm, self.gradient_norm)
         for group in self.param_groups:
@@ -97,4 +107,5 @@ def make_optimizer(model: nn.Module, config: ModelConfig, train: TrainConfig, to
         betas=(train.beta1, train.beta2),
         eps=train.epsilon,
         max_gradient_norm=train.max_gradient_norm,
+        stock=train.optimizer == "stock",
     )

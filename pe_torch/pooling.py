@@ -52,8 +52,8 @@ class Pool(nn.Module):
         self, x: Float[Tensor, "batch length d_model"], member: Bool[Tensor, "batch segments length"]
     ) -> Float[Tensor, "batch segments d_model"]:
         if self.kind == "max":
-            highest = x[:, None].masked_fill(~member[..., None], -torch.inf).amax(dim=2)
-            return highest.masked_fill(~member.any(dim=2)[..., None], 0.0)
+            first = x[:, None].masked_fill(~member[..., None], -torch.inf).argmax(dim=2)
+            return x.gather(1, first) * member.any(dim=2)[..., None]
         if self.kind == "mean":
             shares = member.to(x.dtype) / member.sum(dim=2, keepdim=True).clamp(min=1)
         elif self.kind == "last":

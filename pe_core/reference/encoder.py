@@ -70,7 +70,7 @@ def encode(
     taps: dict[str, Any] | None = None,
     seed: int = 0,
     dropout_step: int | None = None,
-) -> Float64[np.ndarray, "batch length d_model"]:
+) -> Float64[np.ndarray, "batch steps d_model"]:
     """Return the encoded steps; `cls` in the arrays puts a trained step in front.
 
     Args:

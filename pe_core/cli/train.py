@@ -1,0 +1,159 @@
+"""`pe train`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from pe_core.cli.reporting import TrainReporter, console, free_directory, write_json
+from pe_core.cli.wing import engine_type, versions
+from pe_core.config import ComputeConfig, Features, ModelConfig, Tokens, TrainConfig
+from pe_core.data import Dataset, Sequences, load, steps_per_epoch
+from pe_core.encodings import parse_encoding
+from pe_core.parameters import parameters
+from pe_core.training import train
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of `pe train`.
+
+    Args:
+        framework: torch or flax.
+        data: dummy, order, digits, digits64, or a file ending in .npz or .ts.
+        test: a file to test on after training.
+        encoding: none, learned or sinusoidal, with options as in learned:max_length=20,layers=all; a table is as long as the longest sequence.
+        d_model: width of a step.
+        num_heads: attention heads.
+        num_layers: encoder blocks.
+        d_ff: width inside the feed-forward part; four times d_model when not given.
+        norm: pre or post.
+        activation: gelu or relu.
+        attention_bias: biases on query, key and value.
+        pooling: mean, max, cls, last or attention.
+        dropout: rate.
+        epochs: passes over the training part.
+        batch_size: sequences in a step.
+        learning_rate: the peak of the schedule.
+        schedule: constant or warmup_cosine.
+        warmup_steps: steps of the rise.
+        weight_decay: decoupled decay of the linear weights.
+        max_gradient_norm: gradients are clipped to this norm; null clips nothing.
+        optimizer: exact (the same steps in both frameworks) or stock (the framework's own).
+        seed: of the initial weights, the order of the data, the dropout and the split.
+        precision: float32, float64 or bfloat16.
+        dropout_rng: shared (the same masks in both frameworks) or native.
+        out: folder of the run; runs/DATA-FRAMEWORK when not given.
+        json: file for the figures of the run.
+    """
+
+    READS_CONFIG: ClassVar[bool] = True
+
+    framework: str
+    data: str
+    test: str | None = None
+    encoding: str = "learned"
+    d_model: int = ModelConfig.d_model
+    num_heads: int = ModelConfig.num_heads
+    num_layers: int = ModelConfig.num_layers
+    d_ff: int | None = None
+    norm: str = ModelConfig.norm
+    activation: str = ModelConfig.activation
+    attention_bias: bool = ModelConfig.attention_bias
+    pooling: str = ModelConfig.pooling
+    dropout: float = ModelConfig.dropout
+    epochs: int = TrainConfig.epochs
+    batch_size: int = TrainConfig.batch_size
+    learning_rate: float = TrainConfig.learning_rate
+    schedule: str = TrainConfig.schedule
+    warmup_steps: int = TrainConfig.warmup_steps
+    weight_decay: float = TrainConfig.weight_decay
+    max_gradient_norm: float | None = TrainConfig.max_gradient_norm
+    optimizer: str = TrainConfig.optimizer
+    seed: int = TrainConfig.seed
+    precision: str = ComputeConfig.precision
+    dropout_rng: str = ComputeConfig.dropout_rng
+    out: str | None = None
+    json: str | None = None
+
+
+def model_config(options: TrainOptions, data: Dataset) -> ModelConfig:
+    """Return the model that the options describe, with sizes from the data."""
+    encoding = parse_encoding(options.encoding, max_length=data.length)
+    inputs = Tokens(data.vocab_size) if data.vocab_size is not None else Features(data.train.inputs.shape[2])
+    return ModelConfig(
+        inputs=inputs,
+        num_classes=len(data.class_names),
+        d_model=options.d_model,
+        num_heads=options.num_heads,
+        num_layers=options.num_layers,
+        d_ff=options.d_ff,
+        encodings=() if encoding is None else (encoding,),
+        norm=options.norm,  # type: ignore[arg-type]  # text from outside; the config checks it
+        activation=options.activation,  # type: ignore[arg-type]
+        attention_bias=options.attention_bias,
+        pooling=options.pooling,  # type: ignore[arg-type]
+        dropout=options.dropout,
+    )
+
+
+def train_config(options: TrainOptions) -> TrainConfig:
+    """Return the run that the options describe."""
+    names = TrainConfig.__dataclass_fields__
+    return TrainConfig(**{name: getattr(options, name) for name in names if hasattr(options, name)})
+
+
+def run(options: TrainOptions) -> int:
+    """Train, save and say what came of it."""
+    compute = ComputeConfig(precision=options.precision, dropout_rng=options.dropout_rng)  # type: ignore[arg-type]
+    settings = train_config(options)
+    make = engine_type(options.framework)
+    data = load(options.data, test=options.test, seed=options.seed)
+    config = model_config(options, data)
+    out = Path(options.out) if options.out is not None else free_directory(Path("runs") / f"{data.name}-{options.framework}")
+    found = versions()
+    parts = ", ".join(f"{sequences.count:,} to {verb}" for verb, sequences in _parts(data))
+    width = f"{data.num_features} features" if data.num_features is not None else f"{data.vocab_size} tokens"
+    console.print(f"{data.name}: {parts}; length {data.length}, {width}, {len(data.class_names)} classes")
+    weights = sum(math.prod(item.shape) for item in parameters(config))
+    steps = settings.epochs * steps_per_epoch(data.train.count, settings.batch_size)
+    package = {"torch": "torch", "flax": "jax"}[options.framework]
+    console.print(f"{package} {found[package]}, {options.precision}, encoding {options.encoding}: {weights:,} weights, {steps:,} steps")
+    with TrainReporter(settings.epochs, "training") as reporter:
+        result = train(
+            make,
+            config,
+            data,
+            train=settings,
+            compute=compute,
+            reporter=reporter,
+            out=out,
+            description={"framework": options.framework, "versions": found},
+        )
+    last = result.records[-1]
+    if result.test_accuracy is not None:
+        console.print(f"test loss {result.test_loss:.4f}, accuracy {result.test_accuracy:.3f}")
+    console.print(f"{1e3 * result.seconds_per_step:.2f} ms a step; model in {out / 'model'}, metrics in {out / 'metrics.jsonl'}")
+    record = {
+        "framework": options.framework,
+        "data": data.name,
+        "train_loss": last.train_loss,
+        "train_accuracy": last.train_accuracy,
+        "validation_loss": last.validation_loss,
+        "validation_accuracy": last.validation_accuracy,
+        "seconds_per_step": None if math.isnan(result.seconds_per_step) else result.seconds_per_step,
+        "steps": result.steps,
+        "model": str(out / "model"),
+        "versions": found,
+    }
+    if result.test_accuracy is not None:
+        record |= {"test_loss": result.test_loss, "test_accuracy": result.test_accuracy}
+    write_json(options.json, record)
+    return 0
+
+
+def _parts(data: Dataset) -> list[tuple[str, Sequences]]:
+    verbs = {"train": "train", "validation": "validate", "test": "test"}
+    return [(verbs[name], sequences) for name, sequences in data.parts.items()]

@@ -1,0 +1,7 @@
+"""Comparing, as a library: traces, budgets, comparisons and reports. Knows arrays and names, not frameworks."""
+
+from pe_core.parity.budget import BUDGETS, Budget, budget
+from pe_core.parity.compare import Comparison, Row, compare, distance
+from pe_core.parity.trace import Trace, reference_trace, trace
+
+__all__ = ["BUDGETS", "Budget", "Comparison", "Row", "Trace", "budget", "compare", "distance", "reference_trace", "trace"]

@@ -1,0 +1,55 @@
+"""The one table of error budgets: for each quantity and precision the measured noise, and the bound that nothing may leave.
+
+All are relative: the norm of the difference over the norm of the referee; weights after training, over the distance that they moved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Quantity = Literal["tap", "loss", "gradient", "update", "weights"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How far a quantity may lie from the referee.
+
+    Args:
+        noise: the largest distance measured between correct implementations.
+        fault: the smallest distance that a planted fault made.
+        bound: between the two.
+    """
+
+    noise: float
+    fault: float
+    bound: float
+
+
+BUDGETS: Final[dict[tuple[Quantity, str], Budget]] = {
+    ("tap", "float64"): Budget(noise=2e-15, fault=1e-5, bound=1e-13),
+    ("tap", "float32"): Budget(noise=6e-7, fault=1e-5, bound=2e-6),
+    ("loss", "float64"): Budget(noise=1e-15, fault=1e-6, bound=1e-13),
+    ("loss", "float32"): Budget(noise=4e-7, fault=1e-5, bound=2e-6),
+    ("gradient", "float64"): Budget(noise=1e-14, fault=1e-4, bound=1e-12),
+    ("gradient", "float32"): Budget(noise=2e-6, fault=1e-4, bound=5e-6),
+    ("update", "float64"): Budget(noise=1e-11, fault=1e-3, bound=1e-9),
+    ("update", "float32"): Budget(noise=2e-4, fault=1e-2, bound=2e-3),
+    ("weights", "float64"): Budget(noise=1e-12, fault=1e-3, bound=1e-10),
+    ("weights", "float32"): Budget(noise=1e-5, fault=1e-3, bound=1e-4),
+}
+
+
+def quantity(name: str) -> Quantity:
+    """Return which quantity a name in a trace belongs to."""
+    head = name.split("/")[0]
+    match head:
+        case "loss" | "gradient" | "update" | "weights":
+            return head
+        case _:
+            return "tap"
+
+
+def budget(name: str, precision: str) -> Budget:
+    """Return the budget of a name in a trace."""
+    return BUDGETS[quantity(name), precision]

@@ -1,0 +1,129 @@
+"""A study: one model in every column, at every tap and through a whole run, against the right referee."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pe_core.config import ComputeConfig, Features, ModelConfig, Precision, TrainConfig
+from pe_core.data import Batch, Sequences, batches, dummy, epoch_order
+from pe_core.encodings import LearnedTable
+from pe_core.engine import EngineType
+from pe_core.initial import initial_arrays
+from pe_core.parity.compare import Comparison, compare
+from pe_core.parity.trace import Depth, Trace, reference_trace, trace
+from pe_core.random import DATA, derive, normal, uniform
+
+DEFAULT_LENGTH = 10
+
+
+@dataclass(frozen=True)
+class Study:
+    """What came of a study in one precision.
+
+    Args:
+        comparison: name by name.
+        equal: how many weights after the run are the same bits in all frameworks once rounded to float32; None without a run.
+        total: of how many.
+    """
+
+    comparison: Comparison
+    equal: int | None
+    total: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether every name keeps its budget and, in float64, every weight after the run is the same bits."""
+        same = self.equal is None or self.comparison.precision != "float64" or self.equal == self.total
+        return self.comparison.first_failure is None and same
+
+
+def default_model() -> ModelConfig:
+    """Return the model of the demonstration: a learned table over length 10, 16 features, two classes."""
+    return ModelConfig(inputs=Features(16), num_classes=2, encodings=(LearnedTable(DEFAULT_LENGTH),))
+
+
+def study_batches(config: ModelConfig, train: TrainConfig, steps: int | None) -> list[Batch]:
+    """Return the batches of the default run on the dummy data; normal noise of the model's own shape where those do not fit it."""
+    data = dummy(train.seed).train
+    if not isinstance(config.inputs, Features) or data.num_features != config.inputs.num_features or config.num_classes != 2:
+        data = _noise(config, train.seed)
+    found: list[Batch] = []
+    for epoch in range(train.epochs if steps is None else steps):
+        found += batches(data, train.batch_size, epoch_order(train.seed, epoch, data.count))
+        if steps is not None and len(found) >= steps:
+            break
+    return found[:steps]
+
+
+def study(
+    engine_types: Mapping[str, EngineType],
+    config: ModelConfig,
+    precisions: tuple[Precision, ...],
+    *,
+    depth: Depth = "run",
+    steps: int | None = None,
+    train: TrainConfig | None = None,
+) -> dict[str, Study]:
+    """Return a study for each precision.
+
+    The referee of the forward pass and the loss is the reference; of gradients and training the first framework in float64.
+
+    Args:
+        engine_types: the engine of each framework.
+        config: what the model is.
+        precisions: float32, float64 or both.
+        depth: how far to go.
+        steps: of the run; the default epochs when None.
+        train: what the run is.
+    """
+    options = train or TrainConfig()
+    arrays = initial_arrays(config, options.seed)
+    found = study_batches(config, options, steps if depth == "run" else 1)
+    exact = _traces(engine_types, config, arrays, found, depth, options, "float64")
+    referee = next(iter(exact.values())) | reference_trace(config, arrays, found[0], seed=options.seed)
+    moved = {name: referee[f"weights/{name}"] - array for name, array in arrays.items()} if depth == "run" else None
+    studies = {}
+    for precision in precisions:
+        traces = exact if precision == "float64" else _traces(engine_types, config, arrays, found, depth, options, precision)
+        comparison = compare(referee, traces, precision, moved=moved)
+        equal = None if moved is None else sum(_equal([one[f"weights/{name}"] for one in traces.values()]) for name in arrays)
+        studies[precision] = Study(comparison, equal, sum(array.size for array in arrays.values()))
+    return studies
+
+
+def _traces(
+    engine_types: Mapping[str, EngineType],
+    config: ModelConfig,
+    arrays: Mapping[str, np.ndarray],
+    found: list[Batch],
+    depth: Depth,
+    train: TrainConfig,
+    precision: Precision,
+) -> dict[str, Trace]:
+    compute = ComputeConfig(precision=precision)
+    return {
+        name: trace(engine_type, config, arrays, found, depth=depth, train=train, compute=compute)
+        for name, engine_type in engine_types.items()
+    }
+
+
+def _equal(arrays: list[np.ndarray]) -> int:
+    rounded = [array.astype(np.float32) for array in arrays]
+    same = np.ones(rounded[0].shape, bool)
+    for array in rounded[1:]:
+        same &= array == rounded[0]
+    return int(same.sum())
+
+
+def _noise(config: ModelConfig, seed: int) -> Sequences:
+    lengths = [encoding.max_length for encoding in config.encodings if isinstance(encoding, LearnedTable)]
+    count, length, key = 256, min([DEFAULT_LENGTH, *lengths]), derive(seed, DATA, 1)
+    if isinstance(config.inputs, Features):
+        inputs = normal(key, (count, length, config.inputs.num_features)).astype(np.float32)
+    else:
+        inputs = (uniform(key, (count, length)) * config.inputs.vocab_size).astype(np.int32)
+    labels = (uniform(derive(seed, DATA, 2), (count,)) * config.num_classes).astype(np.int32)
+    return Sequences(inputs, labels, None, tuple(str(number) for number in range(config.num_classes)))

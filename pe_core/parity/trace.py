@@ -1,0 +1,81 @@
+"""A trace: an ordered dictionary of named arrays, made by running the real model.
+
+Names: taps as the model calls them, then `loss`, `gradient/<weight>`, `update/<weight>` (what one step adds) and `weights/<weight>` (after
+the last step of a run).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import numpy as np
+
+from pe_core.config import ComputeConfig, ModelConfig, TrainConfig
+from pe_core.data import Batch
+from pe_core.engine import EngineType
+from pe_core.reference import cross_entropy, forward
+
+Trace = dict[str, np.ndarray]
+Depth = Literal["forward", "gradient", "step", "run"]
+DEPTHS: tuple[Depth, ...] = ("forward", "gradient", "step", "run")
+
+
+def trace(
+    engine_type: EngineType,
+    config: ModelConfig,
+    arrays: Mapping[str, np.ndarray],
+    batches: Iterable[Batch],
+    *,
+    depth: Depth = "step",
+    train: TrainConfig | None = None,
+    compute: ComputeConfig | None = None,
+    dropout: bool = False,
+) -> Trace:
+    """Return the trace of a framework.
+
+    Args:
+        engine_type: a wing's engine.
+        config: what the model is.
+        arrays: its weights.
+        batches: the first is traced; a run takes a step with each.
+        depth: how far to go.
+        train: what the run is.
+        compute: how it is computed.
+        dropout: trace with the dropout of step 0 instead of in evaluation mode.
+    """
+    steps = list(batches)
+    engine = engine_type(config, arrays, train or TrainConfig(), compute or ComputeConfig(), len(steps))
+    step = 0 if dropout else None
+    found: Trace = dict(engine.taps(steps[0], step))
+    loss, gradients = engine.gradients(steps[0], step)
+    found["loss"] = np.array(loss)
+    if depth == "forward":
+        return found
+    found |= {f"gradient/{name}": gradient for name, gradient in gradients.items()}
+    if depth == "gradient":
+        return found
+    before = engine.weights()
+    engine.train_step(steps[0], 0)
+    found |= {f"update/{name}": after - before[name] for name, after in engine.weights().items()}
+    if depth == "step":
+        return found
+    for number, batch in enumerate(steps[1:], start=1):
+        engine.train_step(batch, number)
+    return found | {f"weights/{name}": array for name, array in engine.weights().items()}
+
+
+def reference_trace(config: ModelConfig, arrays: Mapping[str, np.ndarray], batch: Batch, *, seed: int = 0, dropout: bool = False) -> Trace:
+    """Return the trace of the reference: every tap and the loss, in float64.
+
+    Args:
+        config: what the model is.
+        arrays: its weights.
+        batch: what goes in.
+        seed: of the dropout.
+        dropout: trace with the dropout of step 0 instead of in evaluation mode.
+    """
+    found: Trace = {}
+    logits = forward(config, arrays, batch.inputs, mask=batch.mask, taps=found, seed=seed, dropout_step=0 if dropout else None)
+    found["loss"] = np.array(cross_entropy(logits, batch.labels, batch.weights))
+    return found
