@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import torch
+from flax import nnx
 
 import pe_flax.engine
+import pe_flax.layout
 import pe_torch.engine
-from pe_core import Features, LearnedTable, ModelConfig, Sinusoidal, Tokens
+from pe_core import ComputeConfig, Features, LearnedTable, ModelConfig, Sinusoidal, Tokens
+from pe_core.config import Precision
 from pe_core.data import Batch
 from pe_core.engine import EngineType
 from pe_core.initial import initial_arrays
+from pe_core.parameters import encoder_parameters
 from pe_core.random import derive, normal, uniform
 
 ENGINES: dict[str, EngineType] = {"torch": pe_torch.engine.Engine, "flax": pe_flax.engine.Engine}
@@ -72,3 +80,127 @@ def small_batch(config: ModelConfig, *, masked: bool = False, seed: int = 0) -> 
     mask[4] = False
     weights = np.array([1, 1, 1, 1, 0], np.float32)
     return dataclasses.replace(batch, mask=mask, weights=weights)
+
+
+class Wing(Protocol):
+    """One framework for tests that treat both alike: modules are the framework's own, arrays go in and come out as NumPy."""
+
+    name: str
+    package: Any
+
+    def mode(self, precision: Precision = "float32") -> AbstractContextManager[Any]:
+        """Return the context in which models of this precision are made and called."""
+
+    def array(self, value: np.ndarray) -> Any:
+        """Return an array of the framework."""
+
+    def numpy(self, value: Any) -> np.ndarray:
+        """Return a NumPy array."""
+
+    def classifier(self, config: ModelConfig, arrays: dict[str, np.ndarray], precision: Precision = "float32") -> Any:
+        """Return a classifier in evaluation mode."""
+
+    def encoder(self, config: ModelConfig, arrays: dict[str, np.ndarray], precision: Precision = "float32") -> Any:
+        """Return an encoder in evaluation mode with those of the weights that it has."""
+
+    def call(self, model: Any, x: np.ndarray, *, taps: dict[str, Any] | None = None, **arguments: Any) -> np.ndarray:
+        """Return the output of a model, called step by step and not compiled."""
+
+    def pullback(self, model: Any, cotangent: np.ndarray, x: np.ndarray, **arguments: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return the gradients of sum(cotangent * output): of x (empty for tokens), and of each weight by its name."""
+
+
+class TorchWing:
+    name = "torch"
+    package: Any = pe_torch
+
+    def mode(self, precision: Precision = "float32") -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def array(self, value: np.ndarray) -> Any:
+        tensor = torch.from_numpy(np.array(value))
+        return tensor.long() if tensor.dtype == torch.int32 else tensor
+
+    def numpy(self, value: Any) -> np.ndarray:
+        value = value.detach()
+        return np.asarray((value.float() if value.dtype == torch.bfloat16 else value).numpy())
+
+    def classifier(self, config: ModelConfig, arrays: dict[str, np.ndarray], precision: Precision = "float32") -> Any:
+        return pe_torch.from_arrays(config, arrays, compute=ComputeConfig(precision=precision))
+
+    def encoder(self, config: ModelConfig, arrays: dict[str, np.ndarray], precision: Precision = "float32") -> Any:
+        model = pe_torch.Encoder(config, compute=ComputeConfig(precision=precision)).eval()
+        model.load_state_dict({item.name: torch.from_numpy(arrays[item.name]) for item in encoder_parameters(config)})
+        return model
+
+    def call(self, model: Any, x: np.ndarray, *, taps: dict[str, Any] | None = None, **arguments: Any) -> np.ndarray:
+        extra = {} if taps is None else {"taps": taps}
+        with torch.no_grad():
+            output = self.numpy(model(self.array(x), **extra, **self._arguments(arguments)))
+        if taps is not None:
+            taps.update({name: self.numpy(value) for name, value in taps.items()})
+        return output
+
+    def pullback(self, model: Any, cotangent: np.ndarray, x: np.ndarray, **arguments: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        live = self.array(x)
+        if live.dtype.is_floating_point:
+            live.requires_grad_()
+        model.zero_grad(set_to_none=True)
+        output = model(live, **self._arguments(arguments))
+        output.backward(self.array(cotangent).to(output.dtype))
+        found = {
+            name: np.zeros(weight.shape, np.float32) if weight.grad is None else self.numpy(weight.grad).copy()
+            for name, weight in model.named_parameters()
+        }
+        return np.zeros(0) if live.grad is None else self.numpy(live.grad), found
+
+    def _arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return {name: self.array(value) if isinstance(value, np.ndarray) else value for name, value in arguments.items()}
+
+
+class FlaxWing:
+    name = "flax"
+    package: Any = pe_flax
+
+    def mode(self, precision: Precision = "float32") -> AbstractContextManager[Any]:
+        return jax.enable_x64(True) if precision == "float64" else nullcontext()
+
+    def array(self, value: np.ndarray) -> Any:
+        return jnp.asarray(value)
+
+    def numpy(self, value: Any) -> np.ndarray:
+        return np.asarray(value.astype(jnp.float32) if value.dtype == jnp.bfloat16 else value)
+
+    def classifier(self, config: ModelConfig, arrays: dict[str, np.ndarray], precision: Precision = "float32") -> Any:
+        return pe_flax.from_arrays(config, arrays, compute=ComputeConfig(precision=precision))
+
+    def encoder(self, config: ModelConfig, arrays: dict[str, np.ndarray], precision: Precision = "float32") -> Any:
+        model = pe_flax.Encoder(config, compute=ComputeConfig(precision=precision))
+        pe_flax.layout.put_arrays(model, arrays)
+        model.eval()
+        return model
+
+    def call(self, model: Any, x: np.ndarray, *, taps: dict[str, Any] | None = None, **arguments: Any) -> np.ndarray:
+        extra = {} if taps is None else {"taps": taps}
+        output = self.numpy(model(self.array(x), **extra, **self._arguments(arguments)))
+        if taps is not None:
+            taps.update({name: self.numpy(value) for name, value in taps.items()})
+        return output
+
+    def pullback(self, model: Any, cotangent: np.ndarray, x: np.ndarray, **arguments: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        live = self.array(x)
+        graph, weights, rest = nnx.split(model, nnx.Param, ...)
+        of_features = jnp.issubdtype(live.dtype, jnp.floating)
+
+        def output(weights: Any, x: Any) -> Any:
+            return nnx.merge(graph, weights, rest)(x if of_features else live, **self._arguments(arguments))
+
+        value, back = jax.vjp(output, weights, live if of_features else jnp.zeros(0))
+        of_weights, of_x = back(jnp.asarray(cotangent, value.dtype))
+        return np.asarray(of_x), pe_flax.layout.get_arrays(nnx.merge(graph, of_weights, rest))
+
+    def _arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return {name: self.array(value) if isinstance(value, np.ndarray) else value for name, value in arguments.items()}
+
+
+WINGS: dict[str, Wing] = {"torch": TorchWing(), "flax": FlaxWing()}

@@ -95,7 +95,7 @@ class Encoder(nnx.Module):
         put_arrays(self, draw(encoder_parameters(config), seed))
 
     def _build(self, config: ModelConfig, seed: int, compute: ComputeConfig) -> None:
-        if compute.precision == "float64" and not jax.config.jax_enable_x64:
+        if compute.precision == "float64" and not jax.config.read("jax_enable_x64"):
             raise ValueError("precision 'float64' is off in JAX; switch it on with jax.config.update('jax_enable_x64', True)")
         self.config = config
         self.compute = compute
@@ -116,7 +116,7 @@ class Encoder(nnx.Module):
         positions: Array | None = None,
         segment_ids: Array | None = None,
         taps: Taps | None = None,
-        dropout_step: int | None = None,
+        dropout_step: int | Array | None = None,
     ) -> Array:
         """Return the encoded steps, (batch, length, d_model); those of padded steps are finite and mean nothing.
 
@@ -132,7 +132,8 @@ class Encoder(nnx.Module):
             ValueError, TypeError: one line with the rule, the value and the remedy.
         """
         self._check(x, mask, positions, segment_ids)
-        return self._encode(*_arrays(x, mask, positions, segment_ids), taps, dropout_step, None)
+        x, mask, positions, segment_ids = _arrays(x, mask, positions, segment_ids)
+        return self._encode(x, mask, positions, segment_ids, taps, dropout_step, None)
 
     def _check(self, x: Array, mask: Array | None, positions: Array | None, segment_ids: Array | None) -> None:
         check_call(self.config, _describe(x), *(None if item is None else _describe(item) for item in (mask, positions, segment_ids)))
@@ -144,7 +145,7 @@ class Encoder(nnx.Module):
         positions: Array | None,
         segment_ids: Array | None,
         taps: Taps | None,
-        dropout_step: int | None,
+        dropout_step: int | Array | None,
         cls: Array | None,
     ) -> Array:
         dtype = jnp.dtype(self.compute.array_dtype)
@@ -222,7 +223,7 @@ class SequenceClassifier(Encoder):
         segment_ids: Array | None = None,
         num_segments: int | None = None,
         taps: Taps | None = None,
-        dropout_step: int | None = None,
+        dropout_step: int | Array | None = None,
     ) -> Array:
         """Return the logits, (batch, num_classes), or (batch, num_segments, num_classes) where segment_ids are given.
 

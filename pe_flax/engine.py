@@ -67,10 +67,11 @@ class Engine:
             # The leaves of the weights' tree, in its order, under their canonical names.
             self._names = list(variables)
             model.train()
-            graph, weights, self._rest = nnx.split(model, nnx.Param, ...)
+            parts: tuple[Any, ...] = nnx.split(model, nnx.Param, ...)
             model.eval()
-            self._graphs = {True: graph, False: nnx.split(model, nnx.Param, ...)[0]}
-            self._tree = jax.tree.structure(weights)
+            self._graphs = {True: parts[0], False: nnx.graphdef(model)}
+            self._tree = jax.tree.structure(parts[1])
+            self._rest = parts[2]
             self._optimizer = make_optimizer(config, train, total_steps)
             live = self._put(arrays)
             self._state = State(live, jax.device_put(self._optimizer.init(live), self.device), jnp.array(True))
@@ -187,8 +188,8 @@ class Engine:
         finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, optimizer = self._optimizer.update(gradients, state.optimizer, state.weights)
         weights = optax.apply_updates(state.weights, updates)
-        kept = jax.tree.map(partial(jnp.where, finite), (weights, optimizer), (state.weights, state.optimizer))
-        return State(*kept, finite), metrics.at[3].set(norm)
+        kept = jax.tree.map(partial(jnp.where, finite), State(weights, optimizer, finite), State(state.weights, state.optimizer, finite))
+        return kept, metrics.at[3].set(norm)
 
 
 def _content(batch: Batch) -> dict[str, Any]:

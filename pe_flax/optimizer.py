@@ -73,7 +73,7 @@ def adam(
             decays = jax.tree.map(lambda _: True, params) if mask is None else mask(params) if callable(mask) else mask
 
             def decay(u: Array, p: Array, decaying: bool) -> Array:
-                return u - p * (found[p.dtype].learning_rate * weight_decay) if decaying else u
+                return u - p * (found[u.dtype].learning_rate * weight_decay) if decaying else u
 
             updates = jax.tree.map(decay, updates, params, decays)
         return updates, AdamState(state.count + 1, mu, nu)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final, Protocol, runtime_checkable
 
 import torch
@@ -65,7 +66,7 @@ def _mix_(word: Tensor) -> Tensor:
     return word.bitwise_xor_((word >> third).bitwise_and_((1 << 32 - third) - 1))
 
 
-def dropout_keep(key: tuple[int, int], shape: tuple[int, ...], rate: float, device: torch.device | None = None) -> Tensor:
+def dropout_keep(key: Sequence[int], shape: tuple[int, ...], rate: float, device: torch.device | None = None) -> Tensor:
     """Return which elements are kept, a boolean tensor of the shape.
 
     Args:
@@ -108,7 +109,7 @@ class Dropout(nn.Module):
         self.native = native
         self.next_step = 0
         self._first_step = -1
-        self._keys: list[list[tuple[int, int]]] = []
+        self._keys: list[list[list[int]]] = []
 
     def begin(self, step: int | None) -> Drop:
         """Return the dropout of a training step, which keeps everything in evaluation; None takes the step after the last one."""
@@ -130,11 +131,11 @@ class Dropout(nn.Module):
 
         return drop
 
-    def _draw(self, first_step: int) -> list[list[tuple[int, int]]]:
+    def _draw(self, first_step: int) -> list[list[list[int]]]:
         key = torch.tensor([_signed(int(word)) for word in derive(self.seed, DROPOUT)], dtype=torch.int32)
         steps = torch.arange(first_step, first_step + STEPS_PER_DRAW, dtype=torch.int64).to(torch.int32)
         places = torch.arange(count_places(self.num_layers), dtype=torch.int32)
-        keys: list[list[tuple[int, int]]] = fold_in(fold_in(key, steps)[:, None], places.expand(len(steps), -1)).tolist()
+        keys: list[list[list[int]]] = fold_in(fold_in(key, steps)[:, None], places.expand(len(steps), -1)).tolist()
         return keys
 
 

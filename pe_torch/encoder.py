@@ -15,7 +15,7 @@ from pe_core.inputs import Described, check_call
 from pe_core.parameters import encoder_parameters, parameters
 from pe_torch.attention import SelfAttention, Taps
 from pe_torch.dropout import Drop, Dropout
-from pe_torch.encodings import make_encoding
+from pe_torch.encodings import LearnedTableEncoding, SinusoidalEncoding, make_encoding
 from pe_torch.layers import LayerNorm, Linear, Table
 from pe_torch.pooling import Pool
 from pe_torch.positions import count_positions, real_steps
@@ -164,7 +164,7 @@ class Encoder(nn.Module):
             state = self.input(x if real is None else x.masked_fill(~real, 0))
         if taps is not None:
             taps["input"] = state
-        for encoding in self.encodings:
+        for encoding in self._encodings():
             state = encoding.add(state, positions, implicit=implicit)
         if cls is not None:
             state = torch.cat([cls.expand(len(state), 1, -1), state], dim=1)
@@ -186,9 +186,12 @@ class Encoder(nn.Module):
                 taps["norm"] = state
         return cast(Tensor, state)
 
+    def _encodings(self) -> list[LearnedTableEncoding | SinusoidalEncoding]:
+        return cast(list[LearnedTableEncoding | SinusoidalEncoding], list(self.encodings))
+
     def _add_again(self, state: Tensor, positions: Tensor | None, implicit: bool, n: int, taps: Taps | None, front: int) -> Tensor:
         """Add the encodings that every layer gets; the trained step in front has no position."""
-        again = [encoding for encoding in self.encodings if cast(Any, encoding).options.layers == "all"]
+        again = [encoding for encoding in self._encodings() if encoding.options.layers == "all"]
         if not again:
             return state
         steps = state[:, front:]

@@ -14,7 +14,7 @@ from pe_core.config import ComputeConfig, ModelConfig, TrainConfig
 from pe_core.data import Batch
 from pe_core.parameters import parameters
 from pe_torch.encoder import SequenceClassifier
-from pe_torch.optimizer import Adam, make_optimizer
+from pe_torch.optimizer import make_optimizer
 from pe_torch.weights import load_arrays, to_arrays
 
 # torch holds the moments under other names than the canonical ones.

@@ -33,7 +33,7 @@ class Adam(torch.optim.AdamW):
             anything.
     """
 
-    finite: Any
+    finite: Any  # a Tensor once it is put here; None until then
 
     def __init__(
         self,

@@ -12,12 +12,12 @@ from pe_core.config import FRAMEWORKS, Features, ModelConfig, TrainConfig
 from pe_core.data import dummy, order
 from pe_core.encodings import Encoding, LearnedTable, Sinusoidal
 from pe_core.engine import EngineType
-from pe_core.parity.report import TITLES, failure_line, summary
 from pe_core.parity.budget import quantity
+from pe_core.parity.report import TITLES, failure_line, summary
 from pe_core.parity.study import default_model, study
 from pe_core.training import TrainResult, train
 
-ORDER_TRAINING = TrainConfig(epochs=8, learning_rate=2e-3)
+ORDER_TRAINING = TrainConfig(epochs=18, learning_rate=2e-3)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def run(options: ListOptions) -> int:
     console.print("  none\n      The model without positions.")
     for name, kind in ENCODINGS.items():
         choices = [f"{field.name}={field.default}" if field.default is not MISSING else field.name for field in fields(kind)]
-        console.print(f"  {name}:{','.join(choices)}\n      {inspect.getdoc(kind).splitlines()[0]}", markup=False)
+        console.print(f"  {name}:{','.join(choices)}\n      {(inspect.getdoc(kind) or '').splitlines()[0]}", markup=False)
     console.print(f"data\n  {', '.join(DATA_NAMES)}, or a file ending in .npz or .ts")
     console.print("frameworks")
     found = versions()

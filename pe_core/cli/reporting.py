@@ -59,7 +59,8 @@ class TrainReporter:
         if self.lines:
             console.print(
                 f"{record.epoch + 1:3d}/{self.epochs:<3d} {record.train_loss:10.4f}  {record.train_accuracy:8.3f}"
-                f"   {record.validation_loss:15.4f}  {record.validation_accuracy:8.3f}   {record.gradient_norm:13.3f}   {record.seconds:7.2f}"
+                f"   {record.validation_loss:15.4f}"
+                f"  {record.validation_accuracy:8.3f}   {record.gradient_norm:13.3f}   {record.seconds:7.2f}"
             )
 
 

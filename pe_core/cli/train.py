@@ -24,7 +24,7 @@ class TrainOptions:
         framework: torch or flax.
         data: dummy, order, digits, digits64, or a file ending in .npz or .ts.
         test: a file to test on after training.
-        encoding: none, learned or sinusoidal, with options as in learned:max_length=20,layers=all; a table is as long as the longest sequence.
+        encoding: none, learned or sinusoidal, with options as in learned:layers=all; a table is as long as the longest sequence.
         d_model: width of a step.
         num_heads: attention heads.
         num_layers: encoder blocks.

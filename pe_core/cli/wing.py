@@ -34,7 +34,8 @@ def engine_type(framework: str) -> EngineType:
     missing = missing_packages(framework)
     if missing:
         raise ModuleNotFoundError(
-            f"framework {framework!r} needs {', '.join(missing)}, not installed here; install with pip install 'positional-encoding[{framework}]'"
+            f"framework {framework!r} needs {', '.join(missing)}, not installed here; "
+            f"install with: pip install 'positional-encoding[{framework}]'"
         )
     return cast(EngineType, importlib.import_module(f"pe_{framework}.engine").Engine)
 

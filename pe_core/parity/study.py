@@ -85,7 +85,7 @@ def study(
     exact = _traces(engine_types, config, arrays, found, depth, options, "float64")
     referee = next(iter(exact.values())) | reference_trace(config, arrays, found[0], seed=options.seed)
     moved = {name: referee[f"weights/{name}"] - array for name, array in arrays.items()} if depth == "run" else None
-    studies = {}
+    studies: dict[str, Study] = {}
     for precision in precisions:
         traces = exact if precision == "float64" else _traces(engine_types, config, arrays, found, depth, options, precision)
         comparison = compare(referee, traces, precision, moved=moved)

@@ -168,7 +168,10 @@ def _add_encodings(run: _Run, state: Array, positions: np.ndarray, layer: int) -
 
 
 def _block(run: _Run, n: int, state: Array, allowed: np.ndarray | None) -> Array:
-    """One block: x + A(N(x)) then x + F(N(x)) pre-norm (Xiong et al. 2020), or N(x + A(x)) then N(x + F(x)) post-norm (Vaswani et al. 2017)."""
+    """One block: x + A(N(x)) then x + F(N(x)) pre-norm (Xiong et al. 2020).
+
+    Post-norm, N(x + A(x)) then N(x + F(x)) (Vaswani et al. 2017).
+    """
     name, pre = f"layers.{n}", run.config.norm == "pre"
     inner = run.layer_norm(f"{name}.norm1", state) if pre else state
     state = state + run.dropout("attention_output", n, _attention(run, n, inner, allowed))
@@ -197,7 +200,7 @@ def _pool(config: ModelConfig, arrays: Mapping[str, np.ndarray], state: Array, m
     """Return one vector per segment, zeros for a segment without a step."""
     if config.pooling == "max":
         highest = np.where(member[..., None], state[:, None], -np.inf).max(axis=2)
-        return np.where(member.any(axis=2)[..., None], highest, 0.0)
+        return np.where(member.any(axis=2, keepdims=True), highest, 0.0)
     if config.pooling == "mean":
         shares = member / np.maximum(member.sum(axis=2, keepdims=True), 1)
     elif config.pooling == "last":
@@ -205,6 +208,5 @@ def _pool(config: ModelConfig, arrays: Mapping[str, np.ndarray], state: Array, m
         shares = (member & (after == 1)).astype(np.float64)
     else:
         scores = state @ np.asarray(arrays["pooling.query"], np.float64) / np.sqrt(config.d_model)
-        heads_axis = (slice(None), None)
-        shares = attention.weights(np.broadcast_to(scores[:, None, None], (len(state), 1, *member.shape[1:])), member[heads_axis])[:, 0]
+        shares = attention.weights(np.repeat(scores[:, None, None], member.shape[1], axis=2), np.expand_dims(member, 1))[:, 0]
     return shares @ state

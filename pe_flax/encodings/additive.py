@@ -107,7 +107,7 @@ class SinusoidalEncoding(nnx.Module):
         width = self.d_model
         if self.options.layout == "tensor2tensor":
             count = width // 2
-            exponents = np.arange(count) / max(count - 1, 1)
+            exponents: np.ndarray = np.arange(count) / max(count - 1, 1)
         else:
             count = (width + 1) // 2
             exponents = np.arange(count) * (2.0 / width)

@@ -1,0 +1,217 @@
+"""Reference, torch and Flax are one model: the same names in the same order, every intermediate, the loss, every gradient, one step."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from parity_tests.cases import (
+    BATCH,
+    CONFIGS,
+    ENGINES,
+    LENGTH,
+    WINGS,
+    perturbed_arrays,
+    small_batch,
+    small_config,
+)
+from pe_core import ComputeConfig, LearnedTable, ModelConfig, Sinusoidal
+from pe_core.config import POOLINGS, Precision
+from pe_core.data import Batch
+from pe_core.parity import Comparison, Trace, compare, reference_trace, trace
+from pe_core.random import derive, normal
+from pe_core.reference import cross_entropy, encode, forward
+
+# The step of a central difference. Its two errors are h² |L'''| / 6 and eps |L| / h for a loss L along a direction of length one; both
+# are about eps^(2/3) at this h. The losses here are near 1.5, and their third derivatives along a direction stay below some hundreds.
+DIFFERENCE_STEP = float(np.finfo(np.float64).eps) ** (1 / 3)
+DIFFERENCE_ERROR = 100 * DIFFERENCE_STEP**2
+# Unit roundoff of bfloat16. Every dense product rounds its two factors and its result, and the errors of a few add up.
+BFLOAT16_ROUNDOFF = 2.0**-8
+BFLOAT16_ERROR = 8 * BFLOAT16_ROUNDOFF
+MASKED = pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+
+
+@functools.cache
+def case(name: str, masked: bool) -> tuple[ModelConfig, dict[str, np.ndarray], Batch]:
+    config = CONFIGS[name]
+    return config, perturbed_arrays(config), small_batch(config, masked=masked)
+
+
+@functools.cache
+def referee(name: str, masked: bool) -> Trace:
+    """Taps and loss of the reference, then the gradients of torch in float64, which a test below holds against the reference."""
+    config, arrays, batch = case(name, masked)
+    found = reference_trace(config, arrays, batch, dropout=drops(name))
+    exact = trace(
+        ENGINES["torch"], config, arrays, [batch], depth="step", compute=ComputeConfig(precision="float64"), dropout=drops(name)
+    )
+    return found | {key: value for key, value in exact.items() if key.startswith(("gradient/", "update/"))}
+
+
+def drops(name: str) -> bool:
+    return CONFIGS[name].dropout > 0.0
+
+
+def up_to(depth: str, found: Trace) -> Trace:
+    return found if depth == "step" else {name: array for name, array in found.items() if not name.startswith("update/")}
+
+
+def assert_close(comparison: Comparison) -> None:
+    assert comparison.rows
+    bad = [f"{row.name} {row.errors} {row.mutual:.1e} > {row.bound:.0e}" for row in comparison.rows if not row.passed]
+    assert not bad, "\n".join(bad)
+
+
+@MASKED
+@pytest.mark.parametrize("name", CONFIGS)
+def test_compiled_engines_in_float32(name: str, masked: bool) -> None:
+    config, arrays, batch = case(name, masked)
+    depth: Any = "step" if name == "dropout" and masked else "gradient"
+    exact = up_to(depth, referee(name, masked))
+    traces = {label: trace(engine, config, arrays, [batch], depth=depth, dropout=drops(name)) for label, engine in ENGINES.items()}
+    assert {label: list(found) for label, found in traces.items()} == dict.fromkeys(traces, list(exact))
+    assert_close(compare(exact, traces, "float32"))
+
+
+@pytest.mark.parametrize("name", ["both"])
+def test_compiled_engines_in_float64(name: str) -> None:
+    config, arrays, batch = case(name, True)
+    compute = ComputeConfig(precision="float64")
+    traces = {label: trace(engine, config, arrays, [batch], depth="step", compute=compute) for label, engine in ENGINES.items()}
+    exact = referee(name, True)
+    assert {label: list(found) for label, found in traces.items()} == dict.fromkeys(traces, list(exact))
+    assert_close(compare(exact, traces, "float64"))
+
+
+def loss_gradient(logits: np.ndarray, batch: Batch) -> np.ndarray:
+    """The gradient of the loss by the logits, in closed form: softmax less one at the label."""
+    shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    shares /= shares.sum(axis=-1, keepdims=True)
+    shares[np.arange(len(logits)), batch.labels] -= 1.0
+    return np.asarray(shares * batch.weights[:, None] / batch.weights.sum(dtype=np.float64))
+
+
+@MASKED
+@pytest.mark.parametrize("name", CONFIGS)
+def test_models_in_float64(name: str, masked: bool) -> None:
+    config, arrays, batch = case(name, masked)
+    exact = up_to("gradient", referee(name, masked))
+    step = 0 if drops(name) else None
+    traces: dict[str, Trace] = {}
+    for label, wing in WINGS.items():
+        with wing.mode("float64"):
+            model = wing.classifier(config, arrays, "float64")
+            model.train(**({} if step is not None else {"mode": False} if label == "torch" else {}))
+            if step is None:
+                model.eval()
+            found: Trace = {}
+            logits = wing.call(model, batch.inputs, mask=batch.mask, taps=found, dropout_step=step)
+            gradients = wing.pullback(model, loss_gradient(exact["head"], batch), batch.inputs, mask=batch.mask, dropout_step=step)[1]
+        found["loss"] = np.array(cross_entropy(logits, batch.labels, batch.weights))
+        traces[label] = found | {f"gradient/{name}": gradients[name] for name in arrays}
+    assert {label: list(found) for label, found in traces.items()} == dict.fromkeys(traces, list(exact))
+    assert {array.dtype for found in traces.values() for array in found.values()} == {np.dtype(np.float64)}
+    assert_close(compare(exact, traces, "float64"))
+
+
+@MASKED
+@pytest.mark.parametrize("name", CONFIGS)
+def test_gradients_are_those_of_the_reference(name: str, masked: bool) -> None:
+    config, arrays, batch = case(name, masked)
+    exact = referee(name, masked)
+    step = 0 if drops(name) else None
+    weights = {key: array.astype(np.float64) for key, array in arrays.items()}
+
+    def loss(changed: dict[str, np.ndarray]) -> float:
+        logits = forward(config, weights | changed, batch.inputs, mask=batch.mask, dropout_step=step)
+        return cross_entropy(logits, batch.labels, batch.weights)
+
+    for number, (key, array) in enumerate(weights.items()):
+        direction = normal(derive(0, 97, number), array.shape)
+        direction /= np.linalg.norm(direction)
+        ahead, behind = (loss({key: array + sign * DIFFERENCE_STEP * direction}) for sign in (1, -1))
+        slope = (ahead - behind) / (2 * DIFFERENCE_STEP)
+        assert abs(slope - (exact[f"gradient/{key}"] * direction).sum()) <= DIFFERENCE_ERROR, key
+
+
+LINE = np.arange(LENGTH)
+ROWS = np.arange(BATCH)[:, None]
+PACKED = np.array([[1, 1, 1, 2, 2, 2, 2], [1, 1, 2, 2, 3, 3, 3], [1, 1, 1, 1, 1, 0, 0], [0, 1, 1, 0, 2, 2, 0], [0] * 7], np.int32)
+MASK = small_batch(CONFIGS["default"], masked=True).mask
+WAVES_AND_TABLE = CONFIGS["both"]
+ALL_LAYERS_CLS = CONFIGS["post"]
+
+CALLS: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
+    "positions of a row": (WAVES_AND_TABLE, {"positions": (LINE[::-1] + 1).astype(np.int32)}),
+    "positions of each row": (WAVES_AND_TABLE, {"positions": ((LINE * (ROWS + 1)) % 9).astype(np.int32)}),
+    "positions between rows": (WAVES_AND_TABLE, {"positions": ((LINE * 0.7 + ROWS * 0.9) % 8.0).astype(np.float32)}),
+    "positions and a mask": (WAVES_AND_TABLE, {"positions": (LINE * 1.25).astype(np.float32), "mask": MASK}),
+    "every layer, a first step": (ALL_LAYERS_CLS, {"positions": ((LINE + ROWS) % 9).astype(np.int32), "mask": MASK}),
+    "packed": (WAVES_AND_TABLE, {"segment_ids": PACKED}),
+    "packed, masked": (WAVES_AND_TABLE, {"segment_ids": PACKED, "mask": MASK}),
+    "packed, positions": (WAVES_AND_TABLE, {"segment_ids": PACKED, "positions": ((LINE + ROWS) % 9).astype(np.int32)}),
+    "packed, more segments": (WAVES_AND_TABLE, {"segment_ids": PACKED, "num_segments": 5}),
+    "every layer, first only": (small_config(encodings=(LearnedTable(9), Sinusoidal(layers="all"))), {"mask": MASK}),
+}
+CALLS |= {f"packed {kind}": (small_config(pooling=kind), {"segment_ids": PACKED}) for kind in POOLINGS if kind != "cls"}
+CALLS |= {f"pooled {kind}": (small_config(pooling=kind), {"mask": MASK}) for kind in POOLINGS}
+CALLS |= {
+    f"dropout {step}": (small_config(dropout=0.3, pooling="cls", attention_bias=True), {"mask": MASK, "dropout_step": step}) for step in (1, 300)
+}
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("what", CALLS)
+def test_calls(what: str, precision: Precision) -> None:
+    config, arguments = CALLS[what]
+    arrays, x = perturbed_arrays(config), small_batch(config).inputs
+    exact: Trace = {}
+    cotangent = normal(derive(0, 96), forward(config, arrays, x, taps=exact, **arguments).shape)
+    traces: dict[str, Trace] = {}
+    for label, wing in WINGS.items():
+        with wing.mode(precision):
+            model = wing.classifier(config, arrays, precision)
+            if "dropout_step" in arguments:
+                model.train()
+            found: Trace = {}
+            wing.call(model, x, taps=found, **arguments)
+            if precision == "float64":
+                of_x, gradients = wing.pullback(model, cotangent, x.astype(np.float64), **arguments)
+                found |= {"gradient/x": of_x} | {f"gradient/{name}": gradients[name] for name in arrays}
+        traces[label] = found
+    if precision == "float64":
+        exact |= {name: array for name, array in traces["torch"].items() if name.startswith("gradient/")}
+    assert {label: list(found) for label, found in traces.items()} == dict.fromkeys(traces, list(exact))
+    assert_close(compare(exact, traces, precision))
+
+
+def test_an_encoder_has_the_taps_of_a_classifier_but_the_last_two() -> None:
+    config, arrays, batch = case("post", True)
+    without = {name: array for name, array in arrays.items() if name != "cls"}
+    exact: Trace = {}
+    encode(config, without, batch.inputs, mask=batch.mask, taps=exact)
+    traces: dict[str, Trace] = {}
+    for label, wing in WINGS.items():
+        traces[label] = {}
+        wing.call(wing.encoder(config, arrays), batch.inputs, mask=batch.mask, taps=traces[label])
+    assert {label: list(found) for label, found in traces.items()} == dict.fromkeys(traces, list(exact))
+    assert_close(compare(exact, traces, "float32"))
+
+
+@pytest.mark.parametrize("name", ["default", "post", "both"])
+def test_bfloat16_costs_both_frameworks_the_same(name: str) -> None:
+    config, arrays, batch = case(name, True)
+    exact = {key: array for key, array in referee(name, True).items() if "/" not in key and key != "loss"}
+    traces: dict[str, Trace] = {}
+    for label, wing in WINGS.items():
+        traces[label] = {}
+        model = wing.classifier(config, arrays, "bfloat16")
+        assert wing.call(model, batch.inputs, mask=batch.mask, taps=traces[label]).dtype == np.float32
+    assert {label: list(found) for label, found in traces.items()} == dict.fromkeys(traces, list(exact))
+    for row in compare(exact, traces, "float32").rows:
+        assert row.worst <= BFLOAT16_ERROR, row
+        assert row.mutual <= 2 * max(row.errors.values()), row
