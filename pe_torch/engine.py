@@ -47,6 +47,7 @@ class Engine:
         self.model = SequenceClassifier(config, seed=train.seed, compute=compute)
         load_arrays(self.model, arrays)
         self.model.to(self.device)
+        self._live = list(self.model.parameters())
         self.optimizer = make_optimizer(self.model, config, train, total_steps)
         self.optimizer.finite = torch.tensor(True, device=self.device)
         self.dtype: torch.dtype = getattr(torch, compute.array_dtype)
@@ -56,9 +57,9 @@ class Engine:
 
         A loss or norm that is not finite leaves the weights as they were, in this step and in all that follow.
         """
-        self.model.train()
+        self._train(True)
         loss, metrics = self._loss(batch, step)
-        self.optimizer.zero_grad(set_to_none=True)
+        self._drop_gradients()
         loss.backward()
         self.optimizer.finite &= loss.detach().isfinite()
         self.optimizer.step()
@@ -66,14 +67,14 @@ class Engine:
 
     def evaluate(self, batch: Batch) -> Tensor:
         """Return (loss, correct, weight, 0) of a batch on the device, not waited for."""
-        self.model.eval()
+        self._train(False)
         with torch.inference_mode():
             metrics = self._loss(batch, None)[1]
             return functional.pad(metrics, (0, 1))
 
     def predict(self, batch: Batch) -> np.ndarray:
         """Return the logits of a batch, (batch, num_classes)."""
-        self.model.eval()
+        self._train(False)
         with torch.inference_mode():
             return self.model(self._tensor(batch.inputs), mask=self._tensor(batch.mask)).cpu().numpy()
 
@@ -83,17 +84,17 @@ class Engine:
 
     def gradients(self, batch: Batch, step: int | None = None) -> tuple[float, dict[str, np.ndarray]]:
         """Return the loss and the gradient of every weight, in evaluation mode, or with the dropout of a step."""
-        self.model.train(step is not None)
-        self.model.zero_grad(set_to_none=True)
+        self._train(step is not None)
+        self._drop_gradients()
         loss = self._loss(batch, step)[0]
         loss.backward()
         found = {name: weight.grad.cpu().numpy().copy() for name, weight in self.model.named_parameters() if weight.grad is not None}
-        self.model.zero_grad(set_to_none=True)
+        self._drop_gradients()
         return loss.item(), {item.name: found[item.name] for item in parameters(self.config)}
 
     def taps(self, batch: Batch, step: int | None = None) -> dict[str, np.ndarray]:
         """Return the named intermediates of a forward pass, in evaluation mode, or with the dropout of a step."""
-        self.model.train(step is not None)
+        self._train(step is not None)
         taps: dict[str, Any] = {}
         with torch.inference_mode():
             self.model(self._tensor(batch.inputs), mask=self._tensor(batch.mask), taps=taps, dropout_step=step)
@@ -125,13 +126,23 @@ class Engine:
             moments = {key: torch.from_numpy(np.array(arrays[f"adam/{kind}/{name}"])).to(weight) for kind, key in MOMENTS.items()}
             self.optimizer.state[weight] = {"step": torch.tensor(float(count), device=self.device)} | moments
 
+    def _train(self, training: bool) -> None:
+        # Module.train() walks every module, at every step.
+        if self.model.training is not training:
+            self.model.train(training)
+
+    def _drop_gradients(self) -> None:
+        # What zero_grad() of an optimizer or a module does, without a walk through either.
+        for weight in self._live:
+            weight.grad = None
+
     def _loss(self, batch: Batch, step: int | None) -> tuple[Tensor, Tensor]:
         logits = self.model(self._tensor(batch.inputs), mask=self._tensor(batch.mask), dropout_step=step)
         labels, weights = self._tensor(batch.labels), self._tensor(batch.weights).to(self.dtype)
         total = weights.sum()
-        loss = (functional.cross_entropy(logits, labels, reduction="none") * weights).sum() / total
+        loss = torch.dot(functional.cross_entropy(logits, labels, reduction="none"), weights) / total
         with torch.no_grad():
-            correct = ((logits.argmax(dim=-1) == labels) * weights).sum()
+            correct = torch.dot((logits.argmax(dim=-1) == labels).to(self.dtype), weights)
             return loss, torch.stack([loss.detach(), correct, total])
 
     def _tensor(self, array: np.ndarray | None) -> Any:

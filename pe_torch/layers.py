@@ -19,12 +19,13 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_features, dtype=dtype)) if bias else None
         self.product_dtype = torch.bfloat16 if compute.precision == "bfloat16" else dtype
+        self._casts = self.product_dtype != dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the product, (..., out_features), in the dtype of products."""
-        dtype = self.product_dtype
-        if x.dtype == dtype == self.weight.dtype:
+        if not self._casts:
             return functional.linear(x, self.weight, self.bias)
+        dtype = self.product_dtype
         return functional.linear(x.to(dtype), self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
 
 

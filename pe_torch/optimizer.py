@@ -73,13 +73,11 @@ class Adam(torch.optim.AdamW):
             self.gradient_norm = torch.nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in clipped])
         if self.finite is not None:
             self.finite &= self.gradient_norm.isfinite()
-            if self.stock:
-                # The other kernels cannot skip a step by themselves, so the host waits for the device.
-                if not self.finite:
-                    return loss
-            else:
-                # The fused kernel changes nothing where this is one, and the host does not wait.
+            if not self.stock and self.finite.is_cuda:
+                # The fused kernel changes nothing where this is one, and the host does not wait for the device.
                 self.found_inf = (~self.finite).float()
+            elif not self.finite:
+                return loss
         if self.max_gradient_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(clipped, self.max_gradient_norm, self.gradient_norm)
         for group in self.param_groups:
@@ -90,7 +88,9 @@ class Adam(torch.optim.AdamW):
 
 
 def parameter_groups(model: nn.Module, config: ModelConfig, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the weights in two groups: those that decay, and tables, norms and biases, which do not."""
+    """Return the weights in two groups: those that decay, and tables, norms and biases, which do not; in one without decay."""
+    if weight_decay == 0.0:
+        return [{"params": list(model.parameters()), "weight_decay": 0.0}]
     decaying = {item.name for item in parameters(config) if item.decay}
     live = list(model.named_parameters())
     return [
