@@ -46,9 +46,7 @@ def referee(name: str, masked: bool) -> Trace:
     """Taps and loss of the reference, then the gradients of torch in float64, which a test below holds against the reference."""
     config, arrays, batch = case(name, masked)
     found = reference_trace(config, arrays, batch, dropout=drops(name))
-    exact = trace(
-        ENGINES["torch"], config, arrays, [batch], depth="step", compute=ComputeConfig(precision="float64"), dropout=drops(name)
-    )
+    exact = trace(ENGINES["torch"], config, arrays, [batch], depth="step", compute=ComputeConfig(precision="float64"), dropout=drops(name))
     return found | {key: value for key, value in exact.items() if key.startswith(("gradient/", "update/"))}
 
 
@@ -66,23 +64,28 @@ def assert_close(comparison: Comparison) -> None:
     assert not bad, "\n".join(bad)
 
 
-@MASKED
-@pytest.mark.parametrize("name", CONFIGS)
+# JAX's compiler takes two seconds for each of these. The rest runs operation by operation in `test_models_step_by_step`.
+COMPILED = [*((name, True) for name in CONFIGS), ("default", False), ("post", False), ("tokens", False)]
+STEP_BY_STEP: list[tuple[str, bool, Precision]] = [(name, masked, "float64") for name in CONFIGS for masked in (False, True)]
+STEP_BY_STEP += [(name, False, "float32") for name in CONFIGS if (name, False) not in COMPILED]
+
+
+@pytest.mark.parametrize(("name", "masked"), COMPILED)
 def test_compiled_engines_in_float32(name: str, masked: bool) -> None:
     config, arrays, batch = case(name, masked)
-    depth: Any = "step" if name == "dropout" and masked else "gradient"
+    depth: Any = "step" if name == "dropout" else "gradient"
     exact = up_to(depth, referee(name, masked))
     traces = {label: trace(engine, config, arrays, [batch], depth=depth, dropout=drops(name)) for label, engine in ENGINES.items()}
     assert {label: list(found) for label, found in traces.items()} == dict.fromkeys(traces, list(exact))
     assert_close(compare(exact, traces, "float32"))
 
 
-@pytest.mark.parametrize("name", ["both"])
-def test_compiled_engines_in_float64(name: str) -> None:
-    config, arrays, batch = case(name, True)
-    compute = ComputeConfig(precision="float64")
+def test_compiled_engines_in_float64() -> None:
+    config = small_config(num_layers=1, attention_bias=True, norm="post")
+    arrays, batch, compute = perturbed_arrays(config), small_batch(config, masked=True), ComputeConfig(precision="float64")
     traces = {label: trace(engine, config, arrays, [batch], depth="step", compute=compute) for label, engine in ENGINES.items()}
-    exact = referee(name, True)
+    exact = reference_trace(config, arrays, batch)
+    exact |= {name: array for name, array in traces["torch"].items() if name.startswith(("gradient/", "update/"))}
     assert {label: list(found) for label, found in traces.items()} == dict.fromkeys(traces, list(exact))
     assert_close(compare(exact, traces, "float64"))
 
@@ -95,27 +98,25 @@ def loss_gradient(logits: np.ndarray, batch: Batch) -> np.ndarray:
     return np.asarray(shares * batch.weights[:, None] / batch.weights.sum(dtype=np.float64))
 
 
-@MASKED
-@pytest.mark.parametrize("name", CONFIGS)
-def test_models_in_float64(name: str, masked: bool) -> None:
+@pytest.mark.parametrize(("name", "masked", "precision"), STEP_BY_STEP)
+def test_models_step_by_step(name: str, masked: bool, precision: Precision) -> None:
     config, arrays, batch = case(name, masked)
     exact = up_to("gradient", referee(name, masked))
     step = 0 if drops(name) else None
     traces: dict[str, Trace] = {}
     for label, wing in WINGS.items():
-        with wing.mode("float64"):
-            model = wing.classifier(config, arrays, "float64")
-            model.train(**({} if step is not None else {"mode": False} if label == "torch" else {}))
-            if step is None:
-                model.eval()
+        with wing.mode(precision):
+            model = wing.classifier(config, arrays, precision)
+            if step is not None:
+                model.train()
             found: Trace = {}
             logits = wing.call(model, batch.inputs, mask=batch.mask, taps=found, dropout_step=step)
             gradients = wing.pullback(model, loss_gradient(exact["head"], batch), batch.inputs, mask=batch.mask, dropout_step=step)[1]
-        found["loss"] = np.array(cross_entropy(logits, batch.labels, batch.weights))
+        assert {array.dtype for array in (*found.values(), *gradients.values())} == {np.dtype(precision)}
+        found["loss"] = np.array(cross_entropy(logits.astype(np.float64), batch.labels, batch.weights))
         traces[label] = found | {f"gradient/{name}": gradients[name] for name in arrays}
     assert {label: list(found) for label, found in traces.items()} == dict.fromkeys(traces, list(exact))
-    assert {array.dtype for found in traces.values() for array in found.values()} == {np.dtype(np.float64)}
-    assert_close(compare(exact, traces, "float64"))
+    assert_close(compare(exact, traces, precision))
 
 
 @MASKED
@@ -160,12 +161,16 @@ CALLS: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
 CALLS |= {f"packed {kind}": (small_config(pooling=kind), {"segment_ids": PACKED}) for kind in POOLINGS if kind != "cls"}
 CALLS |= {f"pooled {kind}": (small_config(pooling=kind), {"mask": MASK}) for kind in POOLINGS}
 CALLS |= {
-    f"dropout {step}": (small_config(dropout=0.3, pooling="cls", attention_bias=True), {"mask": MASK, "dropout_step": step}) for step in (1, 300)
+    f"dropout {step}": (small_config(dropout=0.3, pooling="cls", attention_bias=True), {"mask": MASK, "dropout_step": step})
+    for step in (1, 300)
 }
 
 
-@pytest.mark.parametrize("precision", ["float64", "float32"])
-@pytest.mark.parametrize("what", CALLS)
+# Positions have a path of their own in float32.
+IN_FLOAT32: list[tuple[str, Precision]] = [(what, "float32") for what in CALLS if "position" in what]
+
+
+@pytest.mark.parametrize(("what", "precision"), [*((what, "float64") for what in CALLS), *IN_FLOAT32, ("packed", "float32")])
 def test_calls(what: str, precision: Precision) -> None:
     config, arguments = CALLS[what]
     arrays, x = perturbed_arrays(config), small_batch(config).inputs
@@ -202,7 +207,7 @@ def test_an_encoder_has_the_taps_of_a_classifier_but_the_last_two() -> None:
     assert_close(compare(exact, traces, "float32"))
 
 
-@pytest.mark.parametrize("name", ["default", "post", "both"])
+@pytest.mark.parametrize("name", ["default", "post"])
 def test_bfloat16_costs_both_frameworks_the_same(name: str) -> None:
     config, arrays, batch = case(name, True)
     exact = {key: array for key, array in referee(name, True).items() if "/" not in key and key != "loss"}
@@ -214,4 +219,4 @@ def test_bfloat16_costs_both_frameworks_the_same(name: str) -> None:
     assert {label: list(found) for label, found in traces.items()} == dict.fromkeys(traces, list(exact))
     for row in compare(exact, traces, "float32").rows:
         assert row.worst <= BFLOAT16_ERROR, row
-        assert row.mutual <= 2 * max(row.errors.values()), row
+        assert max(row.errors.values()) <= 2 * min(row.errors.values()), row

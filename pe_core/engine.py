@@ -33,7 +33,7 @@ class Engine(Protocol):
         """Return the loss and all gradients."""
 
     def taps(self, batch: Batch, step: int | None = None) -> dict[str, np.ndarray]:
-        """Return the named intermediates of a forward pass."""
+        """Return the named intermediates of a forward pass and the loss."""
 
     def weights(self) -> dict[str, np.ndarray]:
         """Return the weights under their canonical names."""

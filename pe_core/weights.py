@@ -49,7 +49,8 @@ def save_model(directory: str | os.PathLike[str], saved: SavedModel) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # safetensors writes the memory of an array as it lies and ignores strides; only contiguous arrays come back as they were.
     arrays = {item.name: np.ascontiguousarray(saved.arrays[item.name]) for item in parameters(saved.config)}
-    weights = safetensors.numpy.save(arrays, metadata={"format": str(FORMAT), "sha256": digest(arrays)})
+    # One entry only: safetensors writes several in any order, and the same model is to give the same bytes.
+    weights = safetensors.numpy.save(arrays, metadata={"sha256": digest(arrays)})
     returned = safetensors.numpy.load(weights)
     if any(returned[name].tobytes() != array.tobytes() for name, array in arrays.items()):
         raise RuntimeError(

@@ -26,7 +26,7 @@ Weights = dict[str, Array]
 
 
 class State(NamedTuple):
-    """What a step changes."""
+    """What a step changes: weights and moments lie end to end in one vector for each group of the optimizer."""
 
     weights: Weights
     optimizer: Any
@@ -111,7 +111,7 @@ class Engine:
             return float(loss), self._get(found)
 
     def taps(self, batch: Batch, step: int | None = None) -> dict[str, np.ndarray]:
-        """Return the named intermediates of a forward pass, in evaluation mode, or with the dropout of a step."""
+        """Return the named intermediates of a forward pass and the loss, in evaluation mode, or with the dropout of a step."""
         with self._mode():
             found = self._taps(self._state.weights, _content(batch), None if step is None else np.uint32(step))
             return {name: np.asarray(found[name].astype(self.dtype)) for name in self._tap_order}
@@ -169,13 +169,13 @@ class Engine:
 
     def _tapped(self, weights: Weights, batch: dict[str, Any], step: Any) -> dict[str, Array]:
         taps: dict[str, Array] = {}
-        self._logits(weights, batch, step, taps)
+        taps["loss"] = self._loss(weights, batch, step, taps)[0]
         # A compiled function returns dictionaries sorted by key.
         self._tap_order = list(taps)
         return taps
 
-    def _loss(self, weights: Weights, batch: dict[str, Any], step: Any) -> tuple[Array, Array]:
-        logits = self._logits(weights, batch, step)
+    def _loss(self, weights: Weights, batch: dict[str, Any], step: Any, taps: dict[str, Array] | None = None) -> tuple[Array, Array]:
+        logits = self._logits(weights, batch, step, taps)
         labels, share = batch["labels"], batch["weights"].astype(logits.dtype)
         total = share.sum()
         loss = (optax.softmax_cross_entropy_with_integer_labels(logits, labels) * share).sum() / total

@@ -48,7 +48,7 @@ def adam(
         mask: a tree of booleans like the weights, or a function that makes one: which weights decay; all when None.
     """
     beta1, beta2 = betas
-    corrections = _Corrections(schedule, betas)
+    corrections = _Corrections(schedule, betas, weight_decay)
 
     def init(params: optax.Params) -> AdamState:
         return AdamState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
@@ -73,7 +73,7 @@ def adam(
             decays = jax.tree.map(lambda _: True, params) if mask is None else mask(params) if callable(mask) else mask
 
             def decay(u: Array, p: Array, decaying: bool) -> Array:
-                return u - p * (found[u.dtype].learning_rate * weight_decay) if decaying else u
+                return u + p * found[u.dtype].decay if decaying else u
 
             updates = jax.tree.map(decay, updates, params, decays)
         return updates, AdamState(state.count + 1, mu, nu)
@@ -119,15 +119,15 @@ def make_optimizer(config: ModelConfig, train: TrainConfig, total_steps: int) ->
 class _Correction(NamedTuple):
     """What depends on the step alone, at one step and in one dtype."""
 
-    learning_rate: Array
     step_size: Array
     root: Array
+    decay: Array
 
 
 class _Corrections:
     """What depends on the step alone, as tables in float64."""
 
-    def __init__(self, schedule: float | Schedule | optax.Schedule, betas: tuple[float, float]) -> None:
+    def __init__(self, schedule: float | Schedule | optax.Schedule, betas: tuple[float, float], weight_decay: float) -> None:
         last = schedule.total_steps if isinstance(schedule, Schedule) else 0
         # From here on 1 - beta^t is 1 in float64.
         settled = max((math.ceil(math.log(2.0**-54) / math.log(beta)) for beta in betas if beta > 0.0), default=1)
@@ -144,14 +144,21 @@ class _Corrections:
             rates = [float(schedule)]
         # The learning rate stays what it is after the last step of its table.
         self.rates = np.pad(rates, (0, len(steps) - len(rates)), mode="edge")
+        self.weight_decay = weight_decay
 
     def at(self, count: Array, dtype: jnp.dtype) -> _Correction:
-        """Return learning rate, learning rate / (1 - beta1^t) and the root of 1 - beta2^t."""
+        """Return learning rate / (1 - beta1^t), the root of 1 - beta2^t, and what a weight is multiplied with and gains by decay.
+
+        torch multiplies a weight with 1 - learning rate * decay, rounded to its dtype. That rounding goes the same way at every step, so
+        it is taken over; less 1, which is exact, it makes an update.
+        """
         root = _at(self.root, count, dtype)
         if self.ask is None:
-            return _Correction(_at(self.rates, count, dtype), _at(self.rates / self.first, count, dtype), root)
-        rate = jnp.asarray(self.ask(count), dtype)
-        return _Correction(rate, rate / _at(self.first, count, dtype), root)
+            step_size, kept = _at(self.rates / self.first, count, dtype), _at(1.0 - self.rates * self.weight_decay, count, dtype)
+        else:
+            rate = jnp.asarray(self.ask(count), dtype)
+            step_size, kept = rate / _at(self.first, count, dtype), 1.0 - rate * self.weight_decay
+        return _Correction(step_size, root, kept - 1.0)
 
 
 def _at(table: np.ndarray, count: Array, dtype: jnp.dtype) -> Array:

@@ -93,11 +93,11 @@ class Engine:
         return loss.item(), {item.name: found[item.name] for item in parameters(self.config)}
 
     def taps(self, batch: Batch, step: int | None = None) -> dict[str, np.ndarray]:
-        """Return the named intermediates of a forward pass, in evaluation mode, or with the dropout of a step."""
+        """Return the named intermediates of a forward pass and the loss, in evaluation mode, or with the dropout of a step."""
         self._train(step is not None)
         taps: dict[str, Any] = {}
         with torch.inference_mode():
-            self.model(self._tensor(batch.inputs), mask=self._tensor(batch.mask), taps=taps, dropout_step=step)
+            taps["loss"] = self._loss(batch, step, taps)[0]
             return {name: value.to(self.dtype).cpu().numpy() for name, value in taps.items()}
 
     def weights(self) -> dict[str, np.ndarray]:
@@ -136,8 +136,8 @@ class Engine:
         for weight in self._live:
             weight.grad = None
 
-    def _loss(self, batch: Batch, step: int | None) -> tuple[Tensor, Tensor]:
-        logits = self.model(self._tensor(batch.inputs), mask=self._tensor(batch.mask), dropout_step=step)
+    def _loss(self, batch: Batch, step: int | None, taps: dict[str, Any] | None = None) -> tuple[Tensor, Tensor]:
+        logits = self.model(self._tensor(batch.inputs), mask=self._tensor(batch.mask), taps=taps, dropout_step=step)
         labels, weights = self._tensor(batch.labels), self._tensor(batch.weights).to(self.dtype)
         total = weights.sum()
         loss = torch.dot(functional.cross_entropy(logits, labels, reduction="none"), weights) / total

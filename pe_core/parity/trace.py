@@ -48,11 +48,9 @@ def trace(
     engine = engine_type(config, arrays, train or TrainConfig(), compute or ComputeConfig(), len(steps))
     step = 0 if dropout else None
     found: Trace = dict(engine.taps(steps[0], step))
-    loss, gradients = engine.gradients(steps[0], step)
-    found["loss"] = np.array(loss)
     if depth == "forward":
         return found
-    found |= {f"gradient/{name}": gradient for name, gradient in gradients.items()}
+    found |= {f"gradient/{name}": gradient for name, gradient in engine.gradients(steps[0], step)[1].items()}
     if depth == "gradient":
         return found
     before = engine.weights()

@@ -1,0 +1,437 @@
+"""Laws that the model keeps whatever its weights: padding, packing, order, positions, modes, and its parts alone in other models."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+import flax.nnx as nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import pe_flax
+import pe_torch
+from parity_tests.cases import (
+    BATCH,
+    CONFIGS,
+    ENGINES,
+    LENGTH,
+    WINGS,
+    perturbed_arrays,
+    small_batch,
+    small_config,
+)
+from pe_core import ComputeConfig, LearnedTable, Sinusoidal, TrainConfig
+from pe_core.config import Precision
+from pe_core.parameters import parameters
+from pe_core.parity import BUDGETS, distance
+from pe_core.random import derive, normal
+from pe_core.reference import forward
+from pe_core.reference.additive import learned_table, sinusoidal
+
+COLUMNS = ("reference", *WINGS)
+PRECISION: dict[str, Precision] = {"reference": "float64", "torch": "float32", "flax": "float32"}
+WITHOUT_DROPOUT = [name for name, config in CONFIGS.items() if config.dropout == 0.0]
+BARE = 4
+# Where the steps of a bare sequence stand within LENGTH steps.
+PADDINGS = {"right": [0, 1, 2, 3], "left": [3, 4, 5, 6], "inner": [0, 2, 5, 6]}
+
+in_each_column = pytest.mark.parametrize("column", COLUMNS)
+in_each_wing = pytest.mark.parametrize("label", WINGS)
+
+
+@functools.cache
+def weights(name: str) -> dict[str, np.ndarray]:
+    return perturbed_arrays(CONFIGS[name])
+
+
+@functools.cache
+def model(label: str, name: str) -> Any:
+    return WINGS[label].classifier(CONFIGS[name], weights(name))
+
+
+def steps_and_logits(column: str, name: str, x: np.ndarray, **arguments: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the last layer gives for each step of x, and the logits."""
+    config, taps = CONFIGS[name], {}
+    if column == "reference":
+        logits = forward(config, weights(name), x, taps=taps, **arguments)
+    else:
+        logits = WINGS[column].call(model(column, name), x, taps=taps, **arguments)
+    steps = taps["norm" if config.norm == "pre" else f"layers.{config.num_layers - 1}.output"]
+    return steps[:, steps.shape[1] - x.shape[1] :], logits
+
+
+def near(a: np.ndarray, b: np.ndarray, column: str, quantity: Any = "tap") -> bool:
+    return distance(a, b, b) <= BUDGETS[quantity, PRECISION[column]].bound
+
+
+def padded(x: np.ndarray, places: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return x within LENGTH steps, and the mask; padded features are NaN and padded tokens far outside the vocabulary."""
+    longer = np.full((BATCH, LENGTH, *x.shape[2:]), np.nan if x.dtype == np.float32 else 10**6, x.dtype)
+    longer[:, places] = x
+    mask = np.zeros((BATCH, LENGTH), bool)
+    mask[:, places] = True
+    return longer, mask
+
+
+@functools.cache
+def bare(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Return short sequences without padding, their steps and logits in the reference, and a cotangent with its gradients, all exact."""
+    x = small_batch(CONFIGS[name]).inputs[:, :BARE]
+    steps, logits = steps_and_logits("reference", name, x)
+    cotangent = normal(derive(0, 95), logits.shape)
+    exact = WINGS["torch"].classifier(CONFIGS[name], weights(name), "float64")
+    numbers = x.astype(np.float64) if x.dtype == np.float32 else x
+    return x, steps, logits, cotangent, *WINGS["torch"].pullback(exact, cotangent, numbers)
+
+
+@in_each_column
+@pytest.mark.parametrize("name", WITHOUT_DROPOUT)
+def test_padding_changes_nothing_wherever_it_stands_and_whatever_it_holds(column: str, name: str) -> None:
+    x, steps, logits, cotangent, exact_of_x, exact_gradients = bare(name)
+    for places in PADDINGS.values():
+        longer, mask = padded(x, places)
+        with_padding, its_logits = steps_and_logits(column, name, longer, mask=mask)
+        assert np.isfinite(with_padding).all()
+        assert near(with_padding[:, places], steps, column)
+        assert near(its_logits, logits, column)
+        if column == "reference":
+            continue
+        of_x, gradients = WINGS[column].pullback(model(column, name), cotangent, longer, mask=mask)
+        if x.dtype == np.float32:
+            assert near(of_x[:, places], exact_of_x, column, "gradient")
+            assert not of_x[~mask].any()
+        for key, gradient in gradients.items():
+            assert near(gradient, exact_gradients[key], column, "gradient"), key
+
+
+@in_each_wing
+def test_padding_may_reach_beyond_the_table(label: str) -> None:
+    config = small_config(encodings=(LearnedTable(BARE),))
+    wing, arrays, x = WINGS[label], perturbed_arrays(config), small_batch(config).inputs[:, :BARE]
+    longer, mask = padded(x, PADDINGS["inner"])
+    exact = forward(config, arrays, x)
+    assert near(wing.call(wing.classifier(config, arrays), longer, mask=mask), exact, label)
+    mask[:, 1] = True
+    with pytest.raises(ValueError, match="a sequence of length 5 does not fit the learned table of max_length 4"):
+        wing.call(wing.classifier(config, arrays), longer, mask=mask)
+
+
+@in_each_wing
+def test_short_sequences_without_padding(label: str) -> None:
+    x, steps, logits, *_ = bare("none")
+    for found, exact in zip(steps_and_logits(label, "none", x), (steps, logits), strict=True):
+        assert near(found, exact, label)
+
+
+@in_each_column
+@pytest.mark.parametrize("name", [name for name in WITHOUT_DROPOUT if CONFIGS[name].pooling != "cls"])
+def test_packed_sequences_are_separate_sequences(column: str, name: str) -> None:
+    x = small_batch(CONFIGS[name]).inputs
+    segment_ids = np.tile(np.array([1, 1, 1, 2, 2, 2, 0], np.int32), (BATCH, 1))
+    segment_ids[1] = [0, 1, 1, 1, 1, 0, 2]
+    segment_ids[2] = [1, 1, 1, 1, 1, 1, 1]
+    steps, logits = steps_and_logits(column, name, x, segment_ids=segment_ids)
+    assert logits.shape == (BATCH, 2, CONFIGS[name].num_classes)
+    cotangent = normal(derive(0, 94), logits.shape)
+    sums: dict[str, np.ndarray] = {}
+    for segment in (1, 2):
+        mask = segment_ids == segment
+        alone, its_logits = steps_and_logits(column, name, x, mask=mask)
+        assert near(steps[mask], alone[mask], column)
+        assert near(logits[:, segment - 1], its_logits, column)
+        if column != "reference":
+            gradients = WINGS[column].pullback(model(column, name), cotangent[:, segment - 1], x, mask=mask)[1]
+            sums = {key: gradient + sums.get(key, 0.0) for key, gradient in gradients.items()}
+    if column != "reference":
+        packed = WINGS[column].pullback(model(column, name), cotangent, x, segment_ids=segment_ids)[1]
+        for key, gradient in packed.items():
+            assert near(gradient, sums[key], column, "gradient"), key
+
+
+@in_each_column
+def test_rows_of_a_batch_do_not_see_each_other(column: str) -> None:
+    x = small_batch(CONFIGS["default"]).inputs
+    others = small_batch(CONFIGS["default"], seed=1).inputs
+    others[0] = x[0]
+    for one, other in zip(steps_and_logits(column, "default", x), steps_and_logits(column, "default", others), strict=True):
+        assert near(other[0], one[0], column)
+        assert not near(other[1], one[1], column)
+
+
+@in_each_column
+@pytest.mark.parametrize("name", WITHOUT_DROPOUT)
+def test_a_row_without_a_real_step_gives_zeros(column: str, name: str) -> None:
+    config, batch, taps = CONFIGS[name], small_batch(CONFIGS[name], masked=True), {}
+    if column == "reference":
+        logits = forward(config, weights(name), batch.inputs, mask=batch.mask, taps=taps)
+    else:
+        logits = WINGS[column].call(model(column, name), batch.inputs, mask=batch.mask, taps=taps)
+    assert all(np.isfinite(value).all() for value in taps.values())
+    if config.pooling != "cls":
+        for n in range(config.num_layers):
+            assert not taps[f"layers.{n}.attention.weights"][-1].any()
+            assert not taps[f"layers.{n}.attention.mixed"][-1].any()
+        assert not taps["pooled"][-1].any()
+        assert np.array_equal(logits[-1].astype(np.float32), weights(name)["head.bias"])
+    if column != "reference":
+        of_x, gradients = WINGS[column].pullback(model(column, name), np.ones(logits.shape), batch.inputs, mask=batch.mask)
+        assert all(np.isfinite(gradient).all() for gradient in (of_x, *gradients.values()))
+        assert not of_x[-1:].any()
+
+
+@in_each_wing
+def test_a_row_without_a_real_step_sends_no_gradient_to_the_weights(label: str) -> None:
+    x = small_batch(CONFIGS["both"]).inputs
+    mask = np.zeros((BATCH, LENGTH), bool)
+    _, gradients = WINGS[label].pullback(model(label, "both"), np.ones((BATCH, CONFIGS["both"].num_classes)), x, mask=mask)
+    assert [name for name, gradient in gradients.items() if gradient.any()] == ["head.bias"]
+
+
+def encoded(column: str, encodings: tuple[Any, ...], x: np.ndarray) -> np.ndarray:
+    config = small_config(encodings=encodings)
+    arrays, taps = perturbed_arrays(config), {}
+    if column == "reference":
+        forward(config, arrays, x, taps=taps)
+        return np.asarray(taps["norm"])
+    return WINGS[column].call(WINGS[column].encoder(config, arrays), x)
+
+
+@in_each_column
+def test_without_an_encoding_the_order_of_the_steps_is_lost(column: str) -> None:
+    x = small_batch(CONFIGS["default"]).inputs
+    order = np.array([3, 0, 6, 1, 5, 2, 4])
+    assert near(encoded(column, (), x[:, order]), encoded(column, (), x)[:, order], column)
+
+
+@in_each_column
+@pytest.mark.parametrize("encoding", [LearnedTable(9), Sinusoidal(), Sinusoidal(layers="all")], ids=str)
+def test_with_an_encoding_the_order_matters(column: str, encoding: Any) -> None:
+    x = small_batch(CONFIGS["default"]).inputs
+    forwards, backwards = encoded(column, (encoding,), x), encoded(column, (encoding,), x[:, ::-1])[:, ::-1]
+    assert distance(backwards, forwards, forwards) > BUDGETS["tap", "float32"].fault
+
+
+WAVES = [(Sinusoidal(layout=layout), width) for layout in ("interleaved", "half", "tensor2tensor") for width in (8, 7)]
+WAVES += [(Sinusoidal(base=100.0), 6), (Sinusoidal(layout="tensor2tensor"), 2), (Sinusoidal(), 1)]
+FAR = {
+    "integers": np.array([0, 1, 511, 9_999, 10_000, 1_000_000, 16_777_215], np.int32),
+    "fractions": np.array([0.5, 1.25, -3.75, 9_999.5, 10_000.125, 1_000_000.25, 999_999.9375], np.float32),
+}
+
+
+def alone(label: str, layer: Any, width: int, positions: np.ndarray | None, dtype: Any = np.float32) -> np.ndarray:
+    """Return what a layer adds to zeros."""
+    extra = {} if positions is None else {"positions": positions}
+    return WINGS[label].call(layer, np.zeros((BATCH, LENGTH, width), dtype), **extra)
+
+
+@in_each_wing
+@pytest.mark.parametrize(("options", "width"), WAVES, ids=str)
+def test_waves_keep_their_digits_at_any_position(label: str, options: Sinusoidal, width: int) -> None:
+    layer = WINGS[label].package.SinusoidalEncoding(options, width)
+    bound = BUDGETS["tap", "float32"].bound
+    rows = [(alone(label, layer, width, None), np.arange(LENGTH))]
+    rows += [(alone(label, layer, width, positions), positions) for positions in FAR.values()]
+    rows += [(alone(label, layer, width, np.tile(FAR["fractions"], (BATCH, 1))), FAR["fractions"])]
+    for found, positions in rows:
+        exact = sinusoidal(options, width, positions)
+        assert found.shape == (BATCH, LENGTH, width)
+        assert (found == found[:1]).all()
+        for step in range(LENGTH):
+            # One step of width 1 is a single sine, and so near zero that its own size is no measure.
+            assert distance(found[0, step], exact[step], np.ones(width)) <= bound, positions[step]
+
+
+@in_each_wing
+def test_waves_in_float64(label: str) -> None:
+    with WINGS[label].mode("float64"):
+        layer = WINGS[label].package.SinusoidalEncoding(Sinusoidal(), 8)
+        for positions in (None, np.arange(LENGTH), np.linspace(0.0, 9.0, LENGTH)):
+            exact = sinusoidal(Sinusoidal(), 8, np.arange(LENGTH) if positions is None else positions)
+            assert distance(alone(label, layer, 8, positions, np.float64)[0], exact, exact) <= BUDGETS["tap", "float64"].bound
+
+
+@in_each_wing
+def test_a_table_reads_between_its_rows(label: str) -> None:
+    layer = WINGS[label].package.LearnedTableEncoding(LearnedTable(9), 6, seed=3)
+    table = WINGS[label].numpy(layer.table if label == "torch" else layer.table[...])
+    between = np.array([0.0, 0.25, 1.5, 7.75, 7.999, 8.0, 3.0], np.float32)
+    exact = learned_table(table.astype(np.float64), between)
+    for positions in (between, np.tile(between, (BATCH, 1))):
+        assert near(alone(label, layer, 6, positions)[0], exact, label)
+    whole = np.array([8, 0, 3, 3, 7, 1, 2], np.int32)
+    assert np.array_equal(alone(label, layer, 6, whole)[1], table[whole])
+    assert np.array_equal(alone(label, layer, 6, whole.astype(np.float32))[1], table[whole])
+    assert np.array_equal(alone(label, layer, 6, None)[2], table[:LENGTH])
+
+
+def test_the_table_gets_its_gradient_from_the_rows_that_were_read() -> None:
+    positions = np.array([0.0, 0.25, 1.5, 5.75, 5.999, 8.0, 3.0], np.float32)
+    cotangent = normal(derive(0, 93), (BATCH, LENGTH, 6))
+    floor = np.floor(positions).astype(int)
+    share = (positions - floor).astype(np.float64)
+    exact = np.zeros((9, 6))
+    np.add.at(exact, floor, (1 - share)[:, None] * cotangent.sum(axis=0))
+    np.add.at(exact, np.minimum(floor + 1, 8), share[:, None] * cotangent.sum(axis=0))
+    for label, wing in WINGS.items():
+        layer = wing.package.LearnedTableEncoding(LearnedTable(9), 6)
+        of_x, gradients = wing.pullback(layer, cotangent, np.zeros((BATCH, LENGTH, 6), np.float32), positions=positions)
+        assert near(gradients["table"], exact, label, "gradient")
+        assert np.array_equal(of_x, cotangent.astype(np.float32))
+
+
+class Stranger(nnx.Module):
+    """Somebody's own model, with our encodings between their layers."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.up = nnx.Linear(3, 12, rngs=rngs)
+        self.table = pe_flax.LearnedTableEncoding(LearnedTable(9), 12, seed=5)
+        self.waves = pe_flax.SinusoidalEncoding(Sinusoidal(layout="half"), 12)
+        self.down = nnx.Linear(12, 2, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(self.waves(self.table(self.up(x))))
+
+
+def test_encodings_are_layers_of_other_models() -> None:
+    x = normal(derive(0, 92), (BATCH, LENGTH, 3)).astype(np.float32)
+    theirs = Stranger(nnx.Rngs(0))
+    ours = torch.nn.Sequential(
+        torch.nn.Linear(3, 12),
+        pe_torch.LearnedTableEncoding(LearnedTable(9), 12, seed=5),
+        pe_torch.SinusoidalEncoding(Sinusoidal(layout="half"), 12),
+        torch.nn.Linear(12, 2),
+    )
+    assert list(ours.state_dict()) == ["0.weight", "0.bias", "1.table", "3.weight", "3.bias"]
+    assert len(nnx.to_flat_state(nnx.state(theirs))) == len(ours.state_dict())
+    with torch.no_grad():
+        for number, linear in ((0, theirs.up), (3, theirs.down)):
+            assert linear.bias is not None
+            ours[number].weight.copy_(torch.from_numpy(np.array(linear.kernel[...]).T))
+            ours[number].bias.copy_(torch.from_numpy(np.array(linear.bias[...])))
+    torch_output = ours(torch.from_numpy(x))
+    flax_output, flax_gradient = nnx.jit(nnx.value_and_grad(lambda model, x: (model(x) ** 2).sum()))(theirs, jnp.asarray(x))
+    loss = (torch_output**2).sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert near(np.asarray(flax_output), loss.detach().numpy(), "flax", "loss")
+    assert near(np.asarray(flax_gradient["table"]["table"][...]), ours[1].table.grad.numpy(), "flax", "gradient")
+
+
+@in_each_wing
+@pytest.mark.parametrize("name", ["default", "none", "both"])
+def test_an_encoder_is_a_classifier_without_its_head(label: str, name: str) -> None:
+    batch = small_batch(CONFIGS[name], masked=True)
+    encoder = WINGS[label].encoder(CONFIGS[name], weights(name))
+    assert np.array_equal(
+        WINGS[label].call(encoder, batch.inputs, mask=batch.mask), steps_and_logits(label, name, batch.inputs, mask=batch.mask)[0]
+    )
+
+
+@in_each_wing
+@pytest.mark.parametrize("name", ["post", "both"])
+def test_taps_change_nothing(label: str, name: str) -> None:
+    batch = small_batch(CONFIGS[name], masked=True)
+    with_taps = steps_and_logits(label, name, batch.inputs, mask=batch.mask)[1]
+    assert np.array_equal(WINGS[label].call(model(label, name), batch.inputs, mask=batch.mask), with_taps)
+
+
+@in_each_wing
+def test_dropout_is_for_training_only(label: str) -> None:
+    wing, config, x = WINGS[label], CONFIGS["dropout"], small_batch(CONFIGS["dropout"]).inputs
+    live = wing.classifier(config, weights("dropout"))
+    without = wing.call(wing.classifier(small_config(), weights("dropout")), x)
+    assert np.array_equal(wing.call(live, x), without)
+    assert np.array_equal(wing.call(live, x, dropout_step=7), without)
+    live.train()
+    first, second = wing.call(live, x), wing.call(live, x)
+    assert not near(first, without, label)
+    assert not near(first, second, label)
+    assert np.array_equal(wing.call(live, x, dropout_step=1), second)
+    assert np.array_equal(wing.call(live, x, dropout_step=0), first)
+    live.eval()
+    assert np.array_equal(wing.call(live, x), without)
+
+
+@pytest.mark.parametrize("name", ["sinusoidal", "both"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_evaluation_leaves_nothing_behind_in_torch(name: str, masked: bool) -> None:
+    config, arrays = CONFIGS[name], weights(name)
+    short, batch = small_batch(config), small_batch(config, masked=masked)
+    short.inputs.setflags(write=True)
+    fresh, used = (ENGINES["torch"](config, arrays, TrainConfig(), ComputeConfig(), 1) for _ in range(2))
+    used.evaluate(batch)
+    used.predict(batch)
+    loss, gradients = used.gradients(batch)
+    exact_loss, exact = fresh.gradients(batch)
+    assert loss == exact_loss
+    assert all(np.array_equal(gradients[key], exact[key]) for key in exact)
+
+
+def test_torch_models_are_copied_whole() -> None:
+    x = small_batch(CONFIGS["both"]).inputs
+    live = model("torch", "both")
+    longer = np.concatenate([x, x[:, :2]], axis=1)
+    before = WINGS["torch"].call(live, x)
+    WINGS["torch"].call(live, longer)
+    assert np.array_equal(WINGS["torch"].call(live, x), before)
+    assert np.array_equal(WINGS["torch"].call(copy.deepcopy(live), x), before)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_names_in_torch_are_the_canonical_ones(name: str) -> None:
+    live = pe_torch.SequenceClassifier(CONFIGS[name])
+    assert {key: tuple(value.shape) for key, value in live.state_dict().items()} == {
+        item.name: item.shape for item in parameters(CONFIGS[name])
+    }
+
+
+def test_flax_models_run_compiled() -> None:
+    config, batch = CONFIGS["both"], small_batch(CONFIGS["both"], masked=True)
+    live = model("flax", "both")
+    eager = WINGS["flax"].call(live, batch.inputs, mask=batch.mask)
+    graph, state = nnx.split(live)
+    merged = jax.jit(lambda state, x, mask: nnx.merge(graph, state)(x, mask=mask))
+    assert near(np.asarray(merged(state, batch.inputs, batch.mask)), eager, "flax")
+    compiled = nnx.jit(lambda model, x, mask: model(x, mask=mask))
+    assert near(np.asarray(compiled(live, jnp.asarray(batch.inputs), jnp.asarray(batch.mask))), eager, "flax")
+    # The shapes are the same, so other numbers in the mask do not compile anew.
+    mask = np.roll(np.asarray(batch.mask), 1, axis=0)
+    again = WINGS["flax"].call(live, batch.inputs, mask=mask)
+    assert near(np.asarray(merged(state, batch.inputs, mask)), again, "flax")
+    assert merged._cache_size() == 1
+    assert config.pooling == "attention"
+
+
+def test_compiled_flax_answers_nan_where_it_cannot_raise() -> None:
+    table = model("flax", "default")
+    x = jnp.asarray(small_batch(CONFIGS["default"]).inputs)
+    add = jax.jit(lambda x, positions: table.encodings[0].add(x, positions))
+    zeros = jnp.zeros((BATCH, LENGTH, 12))
+    for bad in (9, -1):
+        found = np.asarray(add(zeros, jnp.arange(LENGTH).at[2].set(bad)))
+        assert np.isnan(found[:, 2]).all()
+        assert np.isfinite(np.delete(found, 2, axis=1)).all()
+    found = np.asarray(add(zeros, jnp.arange(LENGTH, dtype=jnp.float32).at[2].set(8.5)))
+    assert np.isnan(found[:, 2]).all()
+    assert x.shape[1] == LENGTH
+    tokens = jax.jit(lambda tokens: model("flax", "tokens").input(tokens))
+    found = np.asarray(tokens(jnp.array([[0, 11, -1, 10]])))
+    assert np.isnan(found[0, 1:3]).all()
+    assert np.isfinite(found[0, [0, 3]]).all()
+
+
+@in_each_wing
+@pytest.mark.parametrize("name", ["post", "both"])
+def test_the_key_bias_has_no_gradient(label: str, name: str) -> None:
+    config, batch = CONFIGS[name], small_batch(CONFIGS[name], masked=True)
+    cotangent = normal(derive(0, 91), (BATCH, config.num_classes))
+    gradients = WINGS[label].pullback(model(label, name), cotangent, batch.inputs, mask=batch.mask)[1]
+    for n in range(config.num_layers):
+        query, key, value = gradients[f"layers.{n}.attention.qkv.bias"].reshape(3, config.d_model)
+        assert distance(key, np.zeros_like(key), value) <= BUDGETS["gradient", "float32"].bound
+        assert distance(query, np.zeros_like(key), value) > BUDGETS["gradient", "float32"].fault
