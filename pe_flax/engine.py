@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -20,7 +21,7 @@ from pe_core.parameters import parameters
 from pe_core.weights import check_arrays
 from pe_flax.encoder import SequenceClassifier
 from pe_flax.layout import canonical_variables
-from pe_flax.optimizer import AdamState, global_norm, make_optimizer
+from pe_flax.optimizer import GROUPS, AdamState, global_norm, make_optimizer
 
 Weights = dict[str, Array]
 
@@ -36,7 +37,8 @@ class State(NamedTuple):
 class Engine:
     """A model in training, or ready to predict.
 
-    Steps are compiled over plain dictionaries of arrays with donated buffers: `nnx.jit` over the module would walk it at every call.
+    Steps are compiled over a few plain arrays with donated buffers: `nnx.jit` over the module would walk it at every call, and an
+    optimizer over every weight apart would be a hundred small kernels.
 
     Args:
         config: what the model is.
@@ -62,10 +64,9 @@ class Engine:
         self.device = jax.devices(device)[0] if device else jax.devices()[0]
         with self._mode():
             model = SequenceClassifier(config, seed=train.seed, compute=compute)
-            variables = canonical_variables(model)
-            self._transposed = {name for name, (_, transposed) in variables.items() if transposed}
-            # The leaves of the weights' tree, in its order, under their canonical names.
-            self._names = list(variables)
+            self._variables = {name: (variable.shape, transposed) for name, (variable, transposed) in canonical_variables(model).items()}
+            decays = {item.name: item.decay for item in parameters(config)}
+            self._groups = {group: [n for n in self._variables if decays[n] == (GROUPS[group])] for group in GROUPS}
             model.train()
             parts: tuple[Any, ...] = nnx.split(model, nnx.Param, ...)
             model.eval()
@@ -76,10 +77,10 @@ class Engine:
             live = self._put(arrays)
             self._state = State(live, jax.device_put(self._optimizer.init(live), self.device), jnp.array(True))
         self._train_step = jax.jit(self._step, donate_argnums=0)
-        self._evaluate = jax.jit(partial(self._loss, step=None))
-        self._predict = jax.jit(self._logits)
+        self._evaluate = jax.jit(lambda weights, batch: self._loss(self._split(weights), batch, None)[1])
+        self._predict = jax.jit(lambda weights, batch: self._logits(self._split(weights), batch, None))
         self._taps = jax.jit(self._tapped)
-        self._gradients = jax.jit(jax.value_and_grad(self._loss, has_aux=True))
+        self._gradients = jax.jit(self._gradient)
 
     def train_step(self, batch: Batch, step: int) -> Array:
         """Take one step and return (loss, correct, weight, gradient norm) on the device, not waited for.
@@ -93,7 +94,7 @@ class Engine:
     def evaluate(self, batch: Batch) -> Array:
         """Return (loss, correct, weight, 0) of a batch on the device, not waited for."""
         with self._mode():
-            return self._evaluate(self._state.weights, _content(batch))[1]
+            return self._evaluate(self._state.weights, _content(batch))
 
     def predict(self, batch: Batch) -> np.ndarray:
         """Return the logits of a batch, (batch, num_classes)."""
@@ -150,26 +151,42 @@ class Engine:
 
     def _put(self, arrays: Mapping[str, np.ndarray]) -> Weights:
         check_arrays(parameters(self.config), arrays, "the dictionary of arrays")
-        live = {name: np.asarray(arrays[name], self.dtype) for name in self._names}
-        return {name: jax.device_put(a.T.copy() if name in self._transposed else a.copy(), self.device) for name, a in live.items()}
+        live = {name: np.asarray(arrays[name], self.dtype) for name in self._variables}
+        laid = {name: (live[name].T if transposed else live[name]).ravel() for name, (_, transposed) in self._variables.items()}
+        return {group: jax.device_put(np.concatenate([laid[n] for n in names]), self.device) for group, names in self._groups.items()}
 
     def _get(self, weights: Weights) -> dict[str, np.ndarray]:
-        host = jax.device_get(weights)
+        host = self._split(jax.device_get(weights))
         names = [item.name for item in parameters(self.config)]
-        return {name: np.array(host[name].T if name in self._transposed else host[name], order="C") for name in names}
+        return {name: np.array(host[name].T if self._variables[name][1] else host[name], order="C") for name in names}
 
-    def _model(self, weights: Weights, training: bool) -> SequenceClassifier:
-        tree = jax.tree.unflatten(self._tree, [weights[name] for name in self._names])
+    def _split(self, weights: Weights) -> dict[str, Array]:
+        """The weights one by one, in the module's layout."""
+        found = {}
+        for group, names in self._groups.items():
+            start = 0
+            for name in names:
+                shape = self._variables[name][0]
+                end = start + math.prod(shape)
+                found[name] = weights[group][start:end].reshape(shape)
+                start = end
+        return found
+
+    def _join(self, found: dict[str, Array]) -> Weights:
+        return {group: jnp.concatenate([found[name].ravel() for name in names]) for group, names in self._groups.items()}
+
+    def _model(self, weights: dict[str, Array], training: bool) -> SequenceClassifier:
+        tree = jax.tree.unflatten(self._tree, [weights[name] for name in self._variables])
         return nnx.merge(self._graphs[training], tree, self._rest)
 
-    def _logits(self, weights: Weights, batch: dict[str, Any], step: Any = None, taps: dict[str, Array] | None = None) -> Array:
+    def _logits(self, weights: Weights, batch: dict[str, Any], step: Any, taps: dict[str, Array] | None = None) -> Array:
         # On a GPU, JAX takes float32 products in TF32 unless told otherwise.
         with jax.default_matmul_precision("highest"):
             return self._model(weights, step is not None)(batch["inputs"], mask=batch["mask"], taps=taps, dropout_step=step)
 
     def _tapped(self, weights: Weights, batch: dict[str, Any], step: Any) -> dict[str, Array]:
         taps: dict[str, Array] = {}
-        taps["loss"] = self._loss(weights, batch, step, taps)[0]
+        taps["loss"] = self._loss(self._split(weights), batch, step, taps)[0]
         # A compiled function returns dictionaries sorted by key.
         self._tap_order = list(taps)
         return taps
@@ -182,8 +199,12 @@ class Engine:
         correct = ((logits.argmax(axis=-1).astype(labels.dtype) == labels).astype(share.dtype) * share).sum()
         return loss, jnp.stack([loss, correct, total, jnp.zeros_like(loss)])
 
+    def _gradient(self, weights: Weights, batch: dict[str, Any], step: Any) -> tuple[tuple[Array, Array], Weights]:
+        found, gradients = jax.value_and_grad(self._loss, has_aux=True)(self._split(weights), batch, step)
+        return found, self._join(gradients)
+
     def _step(self, state: State, batch: dict[str, Any], step: Array) -> tuple[State, Array]:
-        (loss, metrics), gradients = jax.value_and_grad(self._loss, has_aux=True)(state.weights, batch, step)
+        (loss, metrics), gradients = self._gradient(state.weights, batch, step)
         norm = global_norm(gradients)
         finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, optimizer = self._optimizer.update(gradients, state.optimizer, state.weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,9 @@ from jax import Array
 from pe_core.config import CLIP_EPSILON, ModelConfig, TrainConfig
 from pe_core.parameters import parameters
 from pe_core.schedule import Schedule, make_schedule
+
+# The groups of weights and whether they decay.
+GROUPS: Final = {"decaying": True, "resting": False}
 
 
 class AdamState(NamedTuple):
@@ -92,13 +95,17 @@ def clip_factor(norm: Array, max_norm: float) -> Array:
 
 
 def decay_mask(config: ModelConfig) -> dict[str, bool]:
-    """Return which weights decay, by canonical name: not tables, norms and biases."""
-    return {item.name: item.decay for item in parameters(config)}
+    """Return which weights decay, by canonical name and by group: not tables, norms and biases."""
+    return {item.name: item.decay for item in parameters(config)} | GROUPS
 
 
 def make_optimizer(config: ModelConfig, train: TrainConfig, total_steps: int) -> optax.GradientTransformation:
-    """Return the optimizer of a training run over a dictionary of weights by canonical name."""
-    schedule, mask = make_schedule(train, total_steps), decay_mask(config)
+    """Return the optimizer of a training run over a dictionary of weights by canonical name, or of the groups end to end."""
+    schedule, decays = make_schedule(train, total_steps), decay_mask(config)
+
+    def mask(params: optax.Params) -> dict[str, bool]:
+        return {name: decays[name] for name in params}
+
     if train.optimizer == "stock":
         rates = np.array([schedule(step) for step in range(total_steps + 1)])
         stock = optax.adamw(
