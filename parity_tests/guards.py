@@ -154,8 +154,10 @@ def mirror_violations(root: Path, exceptions: Mapping[str, str]) -> list[str]:
             left, right = (side.get(name, "missing") for side in sides)
             if left == right:
                 continue
-            used.add(f"{path}: {name}")
-            if f"{path}: {name}" not in exceptions:
+            # An exception for a class holds for its members.
+            entry = f"{path}: {name.split('.')[0]}"
+            used.add(entry)
+            if entry not in exceptions:
                 violations.append(f"{path}: {name}: {wings[0]} {left}, {wings[1]} {right}")
         if path == "__init__.py" and "__all__" not in sides[0]:
             violations.append(f"{path}: no __all__")

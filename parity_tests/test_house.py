@@ -14,7 +14,20 @@ from parity_tests import guards
 ROOT = Path(__file__).resolve().parent.parent
 
 # Where the wings may differ: `file: name` -> the reason.
-MIRROR_EXCEPTIONS: dict[str, str] = {}
+MIRROR_EXCEPTIONS = {
+    "__init__.py: __all__": "an optimizer is a class in torch and a function in optax: Adam, adam",
+    "dropout.py: DropoutCount": "nnx keeps what changes in a variable, torch in any attribute",
+    "dropout.py: dropout_keep": "torch makes a tensor on a device, XLA where the program runs",
+    "layers.py: zeros": "torch.empty",
+    "optimizer.py: Adam": "a torch.optim.Optimizer",
+    "optimizer.py: parameter_groups": "torch tells decay by groups",
+    "optimizer.py: adam": "an optax.GradientTransformation",
+    "optimizer.py: AdamState": "optax keeps the state outside",
+    "optimizer.py: decay_mask": "optax tells decay by a mask",
+    "optimizer.py: global_norm": "torch.nn.utils.get_total_norm",
+    "optimizer.py: clip_factor": "torch.nn.utils.clip_grads_with_norm_",
+    "optimizer.py: make_optimizer": "a torch optimizer holds the weights, an optax one does not",
+}
 
 
 def plant(root: Path, files: dict[str, str]) -> Path:

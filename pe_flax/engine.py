@@ -26,7 +26,7 @@ from pe_flax.optimizer import GROUPS, AdamState, global_norm, make_optimizer
 Weights = dict[str, Array]
 
 
-class State(NamedTuple):
+class _State(NamedTuple):
     """What a step changes: weights and moments lie end to end in one vector for each group of the optimizer."""
 
     weights: Weights
@@ -75,7 +75,7 @@ class Engine:
             self._rest = parts[2]
             self._optimizer = make_optimizer(config, train, total_steps)
             live = self._put(arrays)
-            self._state = State(live, jax.device_put(self._optimizer.init(live), self.device), jnp.array(True))
+            self._state = _State(live, jax.device_put(self._optimizer.init(live), self.device), jnp.array(True))
         self._train_step = jax.jit(self._step, donate_argnums=0)
         self._evaluate = jax.jit(lambda weights, batch: self._loss(self._split(weights), batch, None)[1])
         self._predict = jax.jit(lambda weights, batch: self._logits(self._split(weights), batch, None))
@@ -144,7 +144,7 @@ class Engine:
                 return state._replace(count=count) if hasattr(state, "count") else state
 
             optimizer = jax.tree.map(replaced, self._state.optimizer, is_leaf=lambda item: hasattr(item, "count"))
-            self._state = State(tree("param"), optimizer, jnp.array(True))
+            self._state = _State(tree("param"), optimizer, jnp.array(True))
 
     def _mode(self) -> AbstractContextManager[Any]:
         return jax.enable_x64(True) if self.compute.precision == "float64" else nullcontext()
@@ -203,13 +203,13 @@ class Engine:
         found, gradients = jax.value_and_grad(self._loss, has_aux=True)(self._split(weights), batch, step)
         return found, self._join(gradients)
 
-    def _step(self, state: State, batch: dict[str, Any], step: Array) -> tuple[State, Array]:
+    def _step(self, state: _State, batch: dict[str, Any], step: Array) -> tuple[_State, Array]:
         (loss, metrics), gradients = self._gradient(state.weights, batch, step)
         norm = global_norm(gradients)
         finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, optimizer = self._optimizer.update(gradients, state.optimizer, state.weights)
         weights = optax.apply_updates(state.weights, updates)
-        kept = jax.tree.map(partial(jnp.where, finite), State(weights, optimizer, finite), State(state.weights, state.optimizer, finite))
+        kept = jax.tree.map(partial(jnp.where, finite), _State(weights, optimizer, finite), _State(state.weights, state.optimizer, finite))
         return kept, metrics.at[3].set(norm)
 
 

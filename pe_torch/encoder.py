@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +17,7 @@ from pe_torch.attention import SelfAttention, Taps
 from pe_torch.dropout import Drop, Dropout
 from pe_torch.encodings import LearnedTableEncoding, SinusoidalEncoding, make_encoding
 from pe_torch.layers import LayerNorm, Linear, Table
+from pe_torch.layout import put_arrays
 from pe_torch.pooling import Pool
 from pe_torch.positions import count_positions, real_steps
 
@@ -93,7 +94,7 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig, *, seed: int = 0, compute: ComputeConfig | None = None) -> None:
         super().__init__()
         self._build(config, seed, compute or ComputeConfig())
-        self._load_initial(draw(encoder_parameters(config), seed))
+        put_arrays(self, draw(encoder_parameters(config), seed))
 
     def _build(self, config: ModelConfig, seed: int, compute: ComputeConfig) -> None:
         self.config = config
@@ -106,11 +107,6 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Block(config, n, compute=compute) for n in range(config.num_layers))
         self.norm = LayerNorm(config.d_model, compute=compute) if config.norm == "pre" else None
         self.dropout = Dropout(config.dropout, num_layers=config.num_layers, seed=seed, native=compute.dropout_rng == "native")
-
-    def _load_initial(self, arrays: dict[str, Any]) -> None:
-        with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                parameter.copy_(torch.from_numpy(arrays[name]))
 
     def forward(
         self,
@@ -219,7 +215,7 @@ class SequenceClassifier(Encoder):
         self.cls = nn.Parameter(torch.empty(config.d_model, dtype=getattr(torch, compute.array_dtype))) if config.pooling == "cls" else None
         self.pooling = Pool(config, compute=compute)
         self.head = Linear(config.d_model, config.num_classes, compute=compute)
-        self._load_initial(draw(parameters(config), seed))
+        put_arrays(self, draw(parameters(config), seed))
 
     def forward(
         self,

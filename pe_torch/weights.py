@@ -1,4 +1,4 @@
-"""Canonical arrays to a live module and back. The layouts of torch are the canonical ones, so nothing is transposed here."""
+"""Canonical arrays to a live module and back; `layout.py` knows which of them are transposed."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
 from pe_core.config import ComputeConfig, ModelConfig
 from pe_core.parameters import parameters
 from pe_core.weights import SavedModel, check_arrays, load_model, save_model
 from pe_torch.encoder import Encoder, SequenceClassifier
+from pe_torch.layout import get_arrays, put_arrays
 
 
 def to_arrays(model: Encoder) -> dict[str, np.ndarray]:
     """Return copies of the weights under their canonical names, float32 or float64."""
-    live = dict(model.named_parameters())
+    live = get_arrays(model)
     order = [item.name for item in parameters(model.config) if item.name in live]
-    return {name: live[name].detach().cpu().numpy().copy() for name in order}
+    return {name: live[name] for name in order}
 
 
 def from_arrays(config: ModelConfig, arrays: Mapping[str, np.ndarray], *, compute: ComputeConfig | None = None) -> SequenceClassifier:
@@ -40,9 +40,7 @@ def load_arrays(model: SequenceClassifier, arrays: Mapping[str, np.ndarray]) -> 
         ValueError: missing, unexpected and misshapen names, reported together.
     """
     check_arrays(parameters(model.config), arrays, "the dictionary of arrays")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(torch.from_numpy(np.array(arrays[name])))
+    put_arrays(model, arrays)
 
 
 def save(model: SequenceClassifier, directory: str | os.PathLike[str], **details: Any) -> None:
