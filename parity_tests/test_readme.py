@@ -1,0 +1,73 @@
+"""What the README says holds: its code runs, its tree is the house, its figures keep the bounds."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+TREE = re.search(r"^## The house\n\n```\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def test_example_comes_early() -> None:
+    first = README.splitlines().index("```python")
+    assert first < 10
+    assert len(BLOCKS[0].splitlines()) <= 13
+    assert README[: README.index(BLOCKS[0])].count("\n") + len(BLOCKS[0].splitlines()) <= 25
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0])
+def test_code_runs(block: str, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def described(tree: str) -> dict[str, set[str]]:
+    """The files and folders that a tree names, by package."""
+    found: dict[str, set[str]] = {}
+    package = ""
+    for line in tree.splitlines():
+        name = line.split()[0]
+        if not line.startswith(" "):
+            package = name.rstrip("/")
+            found[package] = set()
+        else:
+            found[package].add(name.rstrip("/"))
+    return found
+
+
+def present(package: str) -> set[str]:
+    entries = (entry for entry in (ROOT / package).iterdir() if entry.suffix == ".py" or (entry.is_dir() and any(entry.glob("*.py"))))
+    return {entry.name for entry in entries} - {"__init__.py"}
+
+
+def test_tree_is_the_house() -> None:
+    assert TREE is not None
+    found = described(TREE.group(1))
+    assert set(found) == {"pe_core", "pe_torch", "parity_tests", "benchmarks", "scripts"}
+    assert found["pe_core"] == present("pe_core")
+    assert found["pe_torch"] == present("pe_torch") == present("pe_flax")
+    assert all(name in TREE.group(1) for name in present("scripts"))
+
+
+def test_figures_keep_their_bounds() -> None:
+    rows = re.findall(r"^\| (float\d\d) \|.*\| (\S+) \| (\S+) \| (\S+) \| (\S+) \|$", README, re.MULTILINE)
+    assert len(rows) == 10
+    for precision, *figures in rows:
+        *measured, bound = map(float, figures)
+        assert max(measured) <= bound, precision
+    equal = re.search(r"(\d[\d,]*) of (\d[\d,]*) weights are the same bits", README)
+    assert equal is not None
+    assert equal.group(1) == equal.group(2)
+
+
+def test_tree_test_can_fail() -> None:
+    assert described("pe_core/   x\n  config.py  y\n  data/  z") == {"pe_core": {"config.py", "data"}}
