@@ -1,6 +1,6 @@
 """Run the demonstration and the parity study and put what they print into README.md.
 
-    python benchmarks/readme_figures.py
+Run it with `python benchmarks/readme_figures.py`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ def demo() -> str:
 
 def table(studies: dict[str, Study]) -> str:
     """Return the figures of a study as a Markdown table."""
-    lines = ["| precision | compared | names | torch to referee | Flax to referee | between them | bound |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| precision | compared | names | torch to referee | Flax to referee | between them | bound |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for precision, one in studies.items():
         for row in summary(one.comparison):
             kind = quantity(row.name)

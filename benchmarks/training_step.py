@@ -1,6 +1,6 @@
 """A training step here against the same model from the frameworks' own layers, both in one process, as a ratio.
 
-    python benchmarks/training_step.py [--framework torch|flax] [--rounds 300]
+Run it with `python benchmarks/training_step.py [--framework torch|flax] [--rounds 300]`.
 
 The peers: `torch.nn.TransformerEncoder` with `torch.optim.AdamW` (as it comes, and with its fused kernel), and `nnx.MultiHeadAttention`
 blocks with `optax.adamw` under `nnx.jit`. Both clip gradients to norm 1. Steps of all contestants alternate, so that the machine's mood

@@ -25,6 +25,8 @@ from pe_core.random import (
 
 # Keys of this many steps are drawn at once: Threefry costs a hundred small operations however few keys it makes.
 STEPS_PER_DRAW: Final = 256
+# The hash reads and writes its words some twenty times; this many stay in the cache of a core.
+WORDS_PER_BLOCK: Final = 1 << 17
 
 
 def _signed(word: int) -> int:
@@ -77,9 +79,12 @@ def dropout_keep(key: Sequence[int], shape: tuple[int, ...], rate: float, device
     """
     *rows, columns = shape
     per_row = (columns + 1) // 2
-    words = torch.arange(math.prod(rows) * per_row, dtype=torch.int32, device=device)
-    words = _mix_(_mix_(words.bitwise_xor_(key[0])).bitwise_xor_(key[1]))
-    keep = words.view(torch.int16) >= dropout_threshold(rate) - DROPOUT_LEVELS // 2
+    count, threshold = math.prod(rows) * per_row, dropout_threshold(rate) - DROPOUT_LEVELS // 2
+    keep = torch.empty(2 * count, dtype=torch.bool, device=device)
+    for start in range(0, count, WORDS_PER_BLOCK):
+        words = torch.arange(start, min(start + WORDS_PER_BLOCK, count), dtype=torch.int32, device=device)
+        words = _mix_(_mix_(words.bitwise_xor_(key[0])).bitwise_xor_(key[1]))
+        torch.ge(words.view(torch.int16), threshold, out=keep[2 * start : 2 * (start + len(words))])
     return keep.view(*rows, 2 * per_row)[..., :columns]
 
 
