@@ -15,6 +15,7 @@ from parity_tests.cases import (
     LENGTH,
     WINGS,
     perturbed_arrays,
+    short_batch,
     small_batch,
     small_config,
 )
@@ -26,9 +27,9 @@ from pe_core.random import derive, normal
 from pe_core.reference import cross_entropy, encode, forward
 
 # The step of a central difference. Its two errors are h² |L'''| / 6 and eps |L| / h for a loss L along a direction of length one; both
-# are about eps^(2/3) at this h. The losses here are near 1.5, and their third derivatives along a direction stay below some hundreds.
+# are about eps^(2/3) at this h. The losses here are near 1.5, and their third derivatives along a direction stay below a hundred or so.
 DIFFERENCE_STEP = float(np.finfo(np.float64).eps) ** (1 / 3)
-DIFFERENCE_ERROR = 100 * DIFFERENCE_STEP**2
+DIFFERENCE_ERROR = 30 * DIFFERENCE_STEP**2
 # Unit roundoff of bfloat16. Every dense product rounds its two factors and its result, and the errors of a few add up.
 BFLOAT16_ROUNDOFF = 2.0**-8
 BFLOAT16_ERROR = 8 * BFLOAT16_ROUNDOFF
@@ -38,7 +39,7 @@ MASKED = pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"
 @functools.cache
 def case(name: str, masked: bool) -> tuple[ModelConfig, dict[str, np.ndarray], Batch]:
     config = CONFIGS[name]
-    return config, perturbed_arrays(config), small_batch(config, masked=masked)
+    return config, perturbed_arrays(config), short_batch(config, masked=masked)
 
 
 @functools.cache
@@ -55,7 +56,8 @@ def drops(name: str) -> bool:
 
 
 def up_to(depth: str, found: Trace) -> Trace:
-    return found if depth == "step" else {name: array for name, array in found.items() if not name.startswith("update/")}
+    beyond = {"forward": ("gradient/", "update/"), "gradient": ("update/",), "step": ()}[depth]
+    return {name: array for name, array in found.items() if not name.startswith(beyond)}
 
 
 def assert_close(comparison: Comparison) -> None:
@@ -65,7 +67,7 @@ def assert_close(comparison: Comparison) -> None:
 
 
 # JAX's compiler takes two seconds for each of these. The rest runs operation by operation in `test_models_step_by_step`.
-COMPILED = [*((name, True) for name in CONFIGS), ("default", False), ("post", False), ("tokens", False)]
+COMPILED = [*((name, True) for name in CONFIGS), ("default", False)]
 STEP_BY_STEP: list[tuple[str, bool, Precision]] = [(name, masked, "float64") for name in CONFIGS for masked in (False, True)]
 STEP_BY_STEP += [(name, False, "float32") for name in CONFIGS if (name, False) not in COMPILED]
 
@@ -101,7 +103,7 @@ def loss_gradient(logits: np.ndarray, batch: Batch) -> np.ndarray:
 @pytest.mark.parametrize(("name", "masked", "precision"), STEP_BY_STEP)
 def test_models_step_by_step(name: str, masked: bool, precision: Precision) -> None:
     config, arrays, batch = case(name, masked)
-    exact = up_to("gradient", referee(name, masked))
+    exact = up_to("gradient" if precision == "float64" else "forward", referee(name, masked))
     step = 0 if drops(name) else None
     traces: dict[str, Trace] = {}
     for label, wing in WINGS.items():
@@ -111,10 +113,13 @@ def test_models_step_by_step(name: str, masked: bool, precision: Precision) -> N
                 model.train()
             found: Trace = {}
             logits = wing.call(model, batch.inputs, mask=batch.mask, taps=found, dropout_step=step)
-            gradients = wing.pullback(model, loss_gradient(exact["head"], batch), batch.inputs, mask=batch.mask, dropout_step=step)[1]
-        assert {array.dtype for array in (*found.values(), *gradients.values())} == {np.dtype(precision)}
-        found["loss"] = np.array(cross_entropy(logits.astype(np.float64), batch.labels, batch.weights))
-        traces[label] = found | {f"gradient/{name}": gradients[name] for name in arrays}
+            assert {array.dtype for array in found.values()} == {np.dtype(precision)}
+            found["loss"] = np.array(cross_entropy(logits.astype(np.float64), batch.labels, batch.weights))
+            if precision == "float64":
+                cotangent = loss_gradient(exact["head"], batch)
+                gradients = wing.pullback(model, cotangent, batch.inputs, mask=batch.mask, dropout_step=step)[1]
+                found |= {f"gradient/{name}": gradients[name] for name in arrays}
+        traces[label] = found
     assert {label: list(found) for label, found in traces.items()} == dict.fromkeys(traces, list(exact))
     assert_close(compare(exact, traces, precision))
 
@@ -167,13 +172,16 @@ CALLS |= {
 
 
 # Positions have a path of their own in float32.
-IN_FLOAT32: list[tuple[str, Precision]] = [(what, "float32") for what in CALLS if "position" in what]
+IN_FLOAT32 = [what for what in CALLS if "position" in what or what in ("packed", "packed, more segments")]
+IN_FLOAT64 = [what for what in CALLS if what != "packed, more segments"]
 
 
-@pytest.mark.parametrize(("what", "precision"), [*((what, "float64") for what in CALLS), *IN_FLOAT32, ("packed", "float32")])
+@pytest.mark.parametrize(("what", "precision"), [(what, "float64") for what in IN_FLOAT64] + [(what, "float32") for what in IN_FLOAT32])
 def test_calls(what: str, precision: Precision) -> None:
     config, arguments = CALLS[what]
-    arrays, x = perturbed_arrays(config), small_batch(config).inputs
+    arrays, x = perturbed_arrays(config), short_batch(config).inputs
+    if config.pooling == "cls":
+        arguments = {name: value[..., :-1] if isinstance(value, np.ndarray) else value for name, value in arguments.items()}
     exact: Trace = {}
     cotangent = normal(derive(0, 96), forward(config, arrays, x, taps=exact, **arguments).shape)
     traces: dict[str, Trace] = {}
@@ -195,7 +203,8 @@ def test_calls(what: str, precision: Precision) -> None:
 
 
 def test_an_encoder_has_the_taps_of_a_classifier_but_the_last_two() -> None:
-    config, arrays, batch = case("post", True)
+    config = CONFIGS["post"]
+    arrays, batch = perturbed_arrays(config), small_batch(config, masked=True)
     without = {name: array for name, array in arrays.items() if name != "cls"}
     exact: Trace = {}
     encode(config, without, batch.inputs, mask=batch.mask, taps=exact)
@@ -207,7 +216,7 @@ def test_an_encoder_has_the_taps_of_a_classifier_but_the_last_two() -> None:
     assert_close(compare(exact, traces, "float32"))
 
 
-@pytest.mark.parametrize("name", ["default", "post"])
+@pytest.mark.parametrize("name", ["default", "both"])
 def test_bfloat16_costs_both_frameworks_the_same(name: str) -> None:
     config, arrays, batch = case(name, True)
     exact = {key: array for key, array in referee(name, True).items() if "/" not in key and key != "loss"}

@@ -184,7 +184,8 @@ def test_an_encoder_refuses_the_same(label: str) -> None:
 @in_each_wing
 def test_a_layer_alone_refuses_the_same(label: str) -> None:
     layer = WINGS[label].package.LearnedTableEncoding(LearnedTable(9), 6)
-    for arguments in ({}, {"positions": np.arange(10, dtype=np.int32)}):
+    calls: list[dict[str, Any]] = [{}, {"positions": np.arange(10, dtype=np.int32)}]
+    for arguments in calls:
         with pytest.raises(ValueError, match=re.escape(OVER.format(10))):
             WINGS[label].call(layer, np.zeros((2, 10, 6), np.float32), **arguments)
 

@@ -22,6 +22,7 @@ from parity_tests.cases import (
     LENGTH,
     WINGS,
     perturbed_arrays,
+    short_batch,
     small_batch,
     small_config,
 )
@@ -38,7 +39,7 @@ PRECISION: dict[str, Precision] = {"reference": "float64", "torch": "float32", "
 WITHOUT_DROPOUT = [name for name, config in CONFIGS.items() if config.dropout == 0.0]
 BARE = 4
 # Where the steps of a bare sequence stand within LENGTH steps.
-PADDINGS = {"right": [0, 1, 2, 3], "left": [3, 4, 5, 6], "inner": [0, 2, 5, 6]}
+PADDINGS = {"right": [0, 1, 2, 3], "left": [-4, -3, -2, -1], "inner": [0, 2, 4, 5]}
 
 in_each_column = pytest.mark.parametrize("column", COLUMNS)
 in_each_wing = pytest.mark.parametrize("label", WINGS)
@@ -56,7 +57,8 @@ def model(label: str, name: str) -> Any:
 
 def steps_and_logits(column: str, name: str, x: np.ndarray, **arguments: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return what the last layer gives for each step of x, and the logits."""
-    config, taps = CONFIGS[name], {}
+    config = CONFIGS[name]
+    taps: dict[str, Any] = {}
     if column == "reference":
         logits = forward(config, weights(name), x, taps=taps, **arguments)
     else:
@@ -69,11 +71,11 @@ def near(a: np.ndarray, b: np.ndarray, column: str, quantity: Any = "tap") -> bo
     return distance(a, b, b) <= BUDGETS[quantity, PRECISION[column]].bound
 
 
-def padded(x: np.ndarray, places: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return x within LENGTH steps, and the mask; padded features are NaN and padded tokens far outside the vocabulary."""
-    longer = np.full((BATCH, LENGTH, *x.shape[2:]), np.nan if x.dtype == np.float32 else 10**6, x.dtype)
+def padded(x: np.ndarray, places: list[int], length: int = LENGTH) -> tuple[np.ndarray, np.ndarray]:
+    """Return x within more steps, and the mask; padded features are NaN and padded tokens far outside the vocabulary."""
+    longer = np.full((BATCH, length, *x.shape[2:]), np.nan if x.dtype == np.float32 else 10**6, x.dtype)
     longer[:, places] = x
-    mask = np.zeros((BATCH, LENGTH), bool)
+    mask = np.zeros((BATCH, length), bool)
     mask[:, places] = True
     return longer, mask
 
@@ -93,8 +95,9 @@ def bare(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.
 @pytest.mark.parametrize("name", WITHOUT_DROPOUT)
 def test_padding_changes_nothing_wherever_it_stands_and_whatever_it_holds(column: str, name: str) -> None:
     x, steps, logits, cotangent, exact_of_x, exact_gradients = bare(name)
+    length = short_batch(CONFIGS[name]).inputs.shape[1]
     for places in PADDINGS.values():
-        longer, mask = padded(x, places)
+        longer, mask = padded(x, places, length)
         with_padding, its_logits = steps_and_logits(column, name, longer, mask=mask)
         assert np.isfinite(with_padding).all()
         assert near(with_padding[:, places], steps, column)
@@ -166,7 +169,8 @@ def test_rows_of_a_batch_do_not_see_each_other(column: str) -> None:
 @in_each_column
 @pytest.mark.parametrize("name", WITHOUT_DROPOUT)
 def test_a_row_without_a_real_step_gives_zeros(column: str, name: str) -> None:
-    config, batch, taps = CONFIGS[name], small_batch(CONFIGS[name], masked=True), {}
+    config, batch = CONFIGS[name], short_batch(CONFIGS[name], masked=True)
+    taps: dict[str, Any] = {}
     if column == "reference":
         logits = forward(config, weights(name), batch.inputs, mask=batch.mask, taps=taps)
     else:
@@ -194,7 +198,8 @@ def test_a_row_without_a_real_step_sends_no_gradient_to_the_weights(label: str) 
 
 def encoded(column: str, encodings: tuple[Any, ...], x: np.ndarray) -> np.ndarray:
     config = small_config(encodings=encodings)
-    arrays, taps = perturbed_arrays(config), {}
+    arrays = perturbed_arrays(config)
+    taps: dict[str, Any] = {}
     if column == "reference":
         forward(config, arrays, x, taps=taps)
         return np.asarray(taps["norm"])
@@ -226,7 +231,7 @@ FAR = {
 
 def alone(label: str, layer: Any, width: int, positions: np.ndarray | None, dtype: Any = np.float32) -> np.ndarray:
     """Return what a layer adds to zeros."""
-    extra = {} if positions is None else {"positions": positions}
+    extra: dict[str, Any] = {} if positions is None else {"positions": positions}
     return WINGS[label].call(layer, np.zeros((BATCH, LENGTH, width), dtype), **extra)
 
 
@@ -235,7 +240,7 @@ def alone(label: str, layer: Any, width: int, positions: np.ndarray | None, dtyp
 def test_waves_keep_their_digits_at_any_position(label: str, options: Sinusoidal, width: int) -> None:
     layer = WINGS[label].package.SinusoidalEncoding(options, width)
     bound = BUDGETS["tap", "float32"].bound
-    rows = [(alone(label, layer, width, None), np.arange(LENGTH))]
+    rows: list[tuple[np.ndarray, np.ndarray]] = [(alone(label, layer, width, None), np.arange(LENGTH))]
     rows += [(alone(label, layer, width, positions), positions) for positions in FAR.values()]
     rows += [(alone(label, layer, width, np.tile(FAR["fractions"], (BATCH, 1))), FAR["fractions"])]
     for found, positions in rows:
@@ -251,7 +256,7 @@ def test_waves_keep_their_digits_at_any_position(label: str, options: Sinusoidal
 def test_waves_in_float64(label: str) -> None:
     with WINGS[label].mode("float64"):
         layer = WINGS[label].package.SinusoidalEncoding(Sinusoidal(), 8)
-        for positions in (None, np.arange(LENGTH), np.linspace(0.0, 9.0, LENGTH)):
+        for positions in (None, np.arange(LENGTH), np.linspace(0.0, 9.1, LENGTH)):
             exact = sinusoidal(Sinusoidal(), 8, np.arange(LENGTH) if positions is None else positions)
             assert distance(alone(label, layer, 8, positions, np.float64)[0], exact, exact) <= BUDGETS["tap", "float64"].bound
 
@@ -301,7 +306,7 @@ class Stranger(nnx.Module):
 def test_encodings_are_layers_of_other_models() -> None:
     x = normal(derive(0, 92), (BATCH, LENGTH, 3)).astype(np.float32)
     theirs = Stranger(nnx.Rngs(0))
-    ours = torch.nn.Sequential(
+    ours: Any = torch.nn.Sequential(
         torch.nn.Linear(3, 12),
         pe_torch.LearnedTableEncoding(LearnedTable(9), 12, seed=5),
         pe_torch.SinusoidalEncoding(Sinusoidal(layout="half"), 12),
@@ -317,7 +322,7 @@ def test_encodings_are_layers_of_other_models() -> None:
     torch_output = ours(torch.from_numpy(x))
     flax_output, flax_gradient = nnx.jit(nnx.value_and_grad(lambda model, x: (model(x) ** 2).sum()))(theirs, jnp.asarray(x))
     loss = (torch_output**2).sum()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert near(np.asarray(flax_output), loss.detach().numpy(), "flax", "loss")
     assert near(np.asarray(flax_gradient["table"]["table"][...]), ours[1].table.grad.numpy(), "flax", "gradient")
 
@@ -335,7 +340,7 @@ def test_an_encoder_is_a_classifier_without_its_head(label: str, name: str) -> N
 @in_each_wing
 @pytest.mark.parametrize("name", ["post", "both"])
 def test_taps_change_nothing(label: str, name: str) -> None:
-    batch = small_batch(CONFIGS[name], masked=True)
+    batch = short_batch(CONFIGS[name], masked=True)
     with_taps = steps_and_logits(label, name, batch.inputs, mask=batch.mask)[1]
     assert np.array_equal(WINGS[label].call(model(label, name), batch.inputs, mask=batch.mask), with_taps)
 
@@ -361,8 +366,7 @@ def test_dropout_is_for_training_only(label: str) -> None:
 @pytest.mark.parametrize("masked", [False, True])
 def test_evaluation_leaves_nothing_behind_in_torch(name: str, masked: bool) -> None:
     config, arrays = CONFIGS[name], weights(name)
-    short, batch = small_batch(config), small_batch(config, masked=masked)
-    short.inputs.setflags(write=True)
+    batch = small_batch(config, masked=masked)
     fresh, used = (ENGINES["torch"](config, arrays, TrainConfig(), ComputeConfig(), 1) for _ in range(2))
     used.evaluate(batch)
     used.predict(batch)
@@ -391,11 +395,11 @@ def test_names_in_torch_are_the_canonical_ones(name: str) -> None:
 
 
 def test_flax_models_run_compiled() -> None:
-    config, batch = CONFIGS["both"], small_batch(CONFIGS["both"], masked=True)
+    batch = small_batch(CONFIGS["both"], masked=True)
     live = model("flax", "both")
     eager = WINGS["flax"].call(live, batch.inputs, mask=batch.mask)
     graph, state = nnx.split(live)
-    merged = jax.jit(lambda state, x, mask: nnx.merge(graph, state)(x, mask=mask))
+    merged: Any = jax.jit(lambda state, x, mask: nnx.merge(graph, state)(x, mask=mask))
     assert near(np.asarray(merged(state, batch.inputs, batch.mask)), eager, "flax")
     compiled = nnx.jit(lambda model, x, mask: model(x, mask=mask))
     assert near(np.asarray(compiled(live, jnp.asarray(batch.inputs), jnp.asarray(batch.mask))), eager, "flax")
@@ -404,12 +408,10 @@ def test_flax_models_run_compiled() -> None:
     again = WINGS["flax"].call(live, batch.inputs, mask=mask)
     assert near(np.asarray(merged(state, batch.inputs, mask)), again, "flax")
     assert merged._cache_size() == 1
-    assert config.pooling == "attention"
 
 
 def test_compiled_flax_answers_nan_where_it_cannot_raise() -> None:
     table = model("flax", "default")
-    x = jnp.asarray(small_batch(CONFIGS["default"]).inputs)
     add = jax.jit(lambda x, positions: table.encodings[0].add(x, positions))
     zeros = jnp.zeros((BATCH, LENGTH, 12))
     for bad in (9, -1):
@@ -418,7 +420,6 @@ def test_compiled_flax_answers_nan_where_it_cannot_raise() -> None:
         assert np.isfinite(np.delete(found, 2, axis=1)).all()
     found = np.asarray(add(zeros, jnp.arange(LENGTH, dtype=jnp.float32).at[2].set(8.5)))
     assert np.isnan(found[:, 2]).all()
-    assert x.shape[1] == LENGTH
     tokens = jax.jit(lambda tokens: model("flax", "tokens").input(tokens))
     found = np.asarray(tokens(jnp.array([[0, 11, -1, 10]])))
     assert np.isnan(found[0, 1:3]).all()
@@ -428,7 +429,7 @@ def test_compiled_flax_answers_nan_where_it_cannot_raise() -> None:
 @in_each_wing
 @pytest.mark.parametrize("name", ["post", "both"])
 def test_the_key_bias_has_no_gradient(label: str, name: str) -> None:
-    config, batch = CONFIGS[name], small_batch(CONFIGS[name], masked=True)
+    config, batch = CONFIGS[name], short_batch(CONFIGS[name], masked=True)
     cotangent = normal(derive(0, 91), (BATCH, config.num_classes))
     gradients = WINGS[label].pullback(model(label, name), cotangent, batch.inputs, mask=batch.mask)[1]
     for n in range(config.num_layers):

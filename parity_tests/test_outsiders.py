@@ -158,7 +158,7 @@ def test_flax_layers(norm: Any, activation: Any) -> None:
     state = jnp.asarray(taps["encoding"])
     with jax.numpy_rank_promotion("allow"):
         for n in range(config.num_layers):
-            state = FlaxBlock(config, arrays, n)(state, jnp.asarray(mask)[:, None, None, :])
+            state = nnx.jit(FlaxBlock(config, arrays, n))(state, jnp.asarray(mask)[:, None, None, :])
             found, exact = taps[f"layers.{n}.output"][mask], np.asarray(state)[mask]
             assert distance(found, exact, exact) <= BUDGETS["tap", "float32"].bound
 

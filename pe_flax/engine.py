@@ -160,8 +160,8 @@ class Engine:
         names = [item.name for item in parameters(self.config)]
         return {name: np.array(host[name].T if self._variables[name][1] else host[name], order="C") for name in names}
 
-    def _split(self, weights: Weights) -> dict[str, Array]:
-        """The weights one by one, in the module's layout."""
+    def _split(self, weights: Mapping[str, Any]) -> dict[str, Any]:
+        """The weights one by one, in the module's layout; on the device or as NumPy."""
         found = {}
         for group, names in self._groups.items():
             start = 0
