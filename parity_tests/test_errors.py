@@ -37,6 +37,7 @@ def up_to(last: float, dtype: Any) -> np.ndarray:
 
 REMEDIES = "; build the model with LearnedTable(max_length={0}), cut the sequences to 9 steps, or use Sinusoidal()"
 OVER = "a sequence of length {0} does not fit the learned table of max_length 9" + REMEDIES
+ENDLESS = "positions of a learned table must be finite and below 2**31, got {0}; correct them"
 Call = tuple[str, np.ndarray, dict[str, Any], type[Exception], str]
 # The name of a config, x, the other arguments, the kind of exception and the whole line; where the line names a dtype, each framework
 # names its own.
@@ -44,9 +45,9 @@ CALLS: dict[str, Call] = {
     "length over the table": ("default", LONG, {}, ValueError, OVER.format(10)),
     "masked length over the table": ("default", LONG, {"mask": np.ones((2, 10), bool)}, ValueError, OVER.format(10)),
     "position over the table": ("default", X, {"positions": up_to(9, np.int32)}, ValueError, OVER.format(10)),
-    "position between the last row and nothing": ("default", X, {"positions": up_to(8.5, np.float32)}, ValueError, OVER.format(9)),
-    "position without end": ("default", X, {"positions": up_to(np.inf, np.float32)}, ValueError, OVER.format("inf")),
-    "position that is not a number": ("default", X, {"positions": up_to(np.nan, np.float32)}, ValueError, OVER.format("nan")),
+    "position between the last row and nothing": ("default", X, {"positions": up_to(8.5, np.float32)}, ValueError, OVER.format(10)),
+    "position without end": ("default", X, {"positions": up_to(np.inf, np.float32)}, ValueError, ENDLESS.format("inf")),
+    "position that is not a number": ("default", X, {"positions": up_to(np.nan, np.float32)}, ValueError, ENDLESS.format("nan")),
     "negative position": (
         "default",
         X,

@@ -5,6 +5,7 @@ Kinds are NumPy's letters: "f" floating point, "i" or "u" integer, "b" boolean.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from pe_core.config import Features, ModelConfig
@@ -79,7 +80,9 @@ def require_positions_fit(encoding: LearnedTable, lowest: float, highest: float)
     if lowest < 0:
         raise ValueError(f"positions of a learned table must not be negative, got {lowest:g}; shift them so that the first is 0")
     if not highest <= encoding.max_length - 1:
-        needed = f"{int(highest) + 1}" if highest == highest and highest < 1 << 31 else f"{highest}"
+        if not highest < 1 << 31:
+            raise ValueError(f"positions of a learned table must be finite and below 2**31, got {highest}; correct them")
+        needed = math.ceil(highest) + 1
         raise ValueError(
             f"a sequence of length {needed} does not fit the learned table of max_length {encoding.max_length}; build the model with "
             f"LearnedTable(max_length={needed}), cut the sequences to {encoding.max_length} steps, or use Sinusoidal()"

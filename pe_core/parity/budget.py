@@ -27,16 +27,16 @@ class Budget:
 
 
 BUDGETS: Final[dict[tuple[Quantity, str], Budget]] = {
-    ("tap", "float64"): Budget(noise=2e-15, fault=1e-5, bound=1e-13),
-    ("tap", "float32"): Budget(noise=6e-7, fault=1e-5, bound=2e-6),
-    ("loss", "float64"): Budget(noise=1e-15, fault=1e-6, bound=1e-13),
-    ("loss", "float32"): Budget(noise=4e-7, fault=1e-5, bound=2e-6),
-    ("gradient", "float64"): Budget(noise=1e-14, fault=1e-4, bound=1e-12),
-    ("gradient", "float32"): Budget(noise=2e-6, fault=1e-4, bound=5e-6),
-    ("update", "float64"): Budget(noise=1e-11, fault=1e-3, bound=1e-9),
-    ("update", "float32"): Budget(noise=2e-4, fault=1e-2, bound=2e-3),
-    ("weights", "float64"): Budget(noise=1e-12, fault=1e-3, bound=1e-10),
-    ("weights", "float32"): Budget(noise=1e-5, fault=1e-3, bound=1e-4),
+    ("tap", "float64"): Budget(noise=1.9e-15, fault=1.3e-5, bound=1e-13),
+    ("tap", "float32"): Budget(noise=6e-7, fault=1.3e-5, bound=2e-6),
+    ("loss", "float64"): Budget(noise=4.7e-16, fault=4.4e-2, bound=1e-13),
+    ("loss", "float32"): Budget(noise=6.4e-7, fault=4.4e-2, bound=2e-6),
+    ("gradient", "float64"): Budget(noise=5.6e-15, fault=5e-1, bound=1e-12),
+    ("gradient", "float32"): Budget(noise=2.9e-6, fault=5e-1, bound=5e-6),
+    ("update", "float64"): Budget(noise=2.2e-10, fault=1e-2, bound=1e-9),
+    ("update", "float32"): Budget(noise=8.9e-5, fault=1e-2, bound=2e-3),
+    ("weights", "float64"): Budget(noise=1.5e-14, fault=4.2e-4, bound=1e-10),
+    ("weights", "float32"): Budget(noise=3.3e-5, fault=4.2e-4, bound=1e-4),
 }
 
 
