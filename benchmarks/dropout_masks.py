@@ -1,6 +1,6 @@
 """The shared dropout against the frameworks' own, forward and backward, as a ratio.
 
-Run it with `python benchmarks/dropout_masks.py [--rounds 30]`.
+Run it with `python -m benchmarks.dropout_masks [--rounds 100]`.
 
 Ours gives the same mask in NumPy, torch and JAX; the peers are `torch.nn.functional.dropout`, and `jax.random.bernoulli` as `nnx.Dropout`
 uses it. Contestants alternate; the figure is the median in milliseconds.
@@ -13,10 +13,10 @@ import argparse
 import jax
 import jax.numpy as jnp
 import torch
-from training_step import Step, medians
 
 import pe_flax.dropout
 import pe_torch.dropout
+from benchmarks.training_step import Step, medians
 
 RATE = 0.1
 SHAPES = ((32, 10, 64), (32, 10, 720), (32, 128, 2048))

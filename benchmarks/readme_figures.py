@@ -1,6 +1,6 @@
 """Run the demonstration and the parity study and put what they print into README.md.
 
-Run it with `python benchmarks/readme_figures.py`.
+Run it with `python -m benchmarks.readme_figures`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def table(studies: dict[str, Study]) -> str:
     exact, found = studies["float64"], versions()
     lines += ["", f"After five epochs in float64, rounded to float32: {exact.equal:,} of {exact.total:,} weights are the same bits."]
     names = ", ".join(f"{name} {found[name]}" for name in ("torch", "jax", "flax", "optax", "numpy"))
-    lines += [f"Made by `python benchmarks/readme_figures.py` with {names} on {found['cores']} cores ({found['machine']})."]
+    lines += [f"Made by `python -m benchmarks.readme_figures` with {names} on {found['cores']} cores ({found['machine']})."]
     return "\n".join(lines)
 
 

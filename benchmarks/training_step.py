@@ -1,6 +1,6 @@
 """A training step here against the same model from the frameworks' own layers, both in one process, as a ratio.
 
-Run it with `python benchmarks/training_step.py [--framework torch|flax] [--rounds 300]`.
+Run it with `python -m benchmarks.training_step [--framework torch|flax] [--rounds 300]`.
 
 The peers: `torch.nn.TransformerEncoder` with `torch.optim.AdamW` (as it comes, and with its fused kernel), and `nnx.MultiHeadAttention`
 blocks with `optax.adamw` under `nnx.jit`. Both clip gradients to norm 1. Steps of all contestants alternate, so that the machine's mood
@@ -24,6 +24,7 @@ import pe_flax.engine
 import pe_torch.engine
 from pe_core import ComputeConfig, Features, LearnedTable, ModelConfig, TrainConfig
 from pe_core.data import Batch
+from pe_core.engine import EngineType
 from pe_core.initial import initial_arrays
 
 LENGTH, FEATURES, WIDTH, HEADS, LAYERS, HIDDEN, CLASSES, BATCH = 10, 16, 64, 4, 2, 256, 2, 32
@@ -96,8 +97,8 @@ def ours(framework: str, dropout: float) -> Step:
         inputs=Features(FEATURES), num_classes=CLASSES, d_model=WIDTH, num_heads=HEADS, num_layers=LAYERS, d_ff=HIDDEN,
         encodings=(LearnedTable(LENGTH),), dropout=dropout,
     )  # fmt: skip
-    make = {"torch": pe_torch.engine.Engine, "flax": pe_flax.engine.Engine}[framework]
-    engine = make(config, initial_arrays(config), TrainConfig(learning_rate=LEARNING_RATE), ComputeConfig(), 0)
+    makers: dict[str, EngineType] = {"torch": pe_torch.engine.Engine, "flax": pe_flax.engine.Engine}
+    engine = makers[framework](config, initial_arrays(config), TrainConfig(learning_rate=LEARNING_RATE), ComputeConfig(), 0)
     content, number = batch(), iter(range(1 << 30))
     return lambda: engine.read([engine.train_step(content, next(number))])
 

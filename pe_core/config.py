@@ -189,7 +189,7 @@ class TrainConfig:
         require_number("beta2", self.beta2, 0.0, 0.99999)
         require_number("epsilon", self.epsilon, 0.0)
         if self.max_gradient_norm is not None:
-            require_number("max_gradient_norm", self.max_gradient_norm, 0.0)
+            require_number("max_gradient_norm", self.max_gradient_norm, 0.0, open_minimum=True)
         require_one_of("optimizer", self.optimizer, ("exact", "stock"))
         require_integer("seed", self.seed, 0, (1 << 63) - 1)
 

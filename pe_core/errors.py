@@ -28,12 +28,16 @@ def require_integer(what: str, value: object, minimum: int, maximum: int = 1 << 
         raise ValueError(f"{what} must lie in {minimum} .. {maximum}, got {value}")
 
 
-def require_number(what: str, value: object, minimum: float, maximum: float = math.inf, *, open_maximum: bool = False) -> None:
+def require_number(
+    what: str, value: object, minimum: float, maximum: float = math.inf, *, open_minimum: bool = False, open_maximum: bool = False
+) -> None:
     """Raise a TypeError unless the value is a finite number, a ValueError unless it lies in minimum .. maximum."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{what} must be a number, got {value!r}")
-    if not math.isfinite(value) or not minimum <= value <= maximum or (open_maximum and value == maximum):
-        raise ValueError(f"{what} must be finite and lie in [{minimum:g}, {maximum:g}{')' if open_maximum else ']'}, got {value}")
+    outside = not minimum <= value <= maximum or (open_maximum and value == maximum) or (open_minimum and value == minimum)
+    if outside or not math.isfinite(value):
+        interval = f"{'(' if open_minimum else '['}{minimum:g}, {maximum:g}{')' if open_maximum else ']'}"
+        raise ValueError(f"{what} must be finite and lie in {interval}, got {value}")
 
 
 def require_boolean(what: str, value: object) -> None:

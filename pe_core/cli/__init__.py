@@ -5,101 +5,98 @@ from __future__ import annotations
 import os
 import re
 import sys
-from argparse import ArgumentError
 from collections.abc import Callable, Sequence
-from dataclasses import fields
-from typing import Any, NamedTuple
-
-from jsonargparse import ArgumentParser, Namespace
+from typing import Any, Final, NamedTuple
 
 from pe_core.cli import demo, listing, parity, predict, train
+from pe_core.cli.options import Line
 from pe_core.errors import nearest
 from pe_core.training import NotFiniteError
 
 
 class Command(NamedTuple):
-    """A subcommand: its options as a dataclass, what runs, and the options that are given without a name."""
+    """A subcommand: its options, what runs, and a line about it."""
 
-    options: type[Any]
+    options: Line
     run: Callable[[Any], int]
     help: str
-    positionals: tuple[str, ...] = ()
 
 
-COMMANDS = {
-    "train": Command(train.TrainOptions, train.run, "train a sequence classifier"),
-    "predict": Command(predict.PredictOptions, predict.run, "classify sequences with a saved model", ("model",)),
-    "parity": Command(parity.ParityOptions, parity.run, "compare reference, torch and Flax"),
-    "demo": Command(demo.DemoOptions, demo.run, "the same training in both frameworks, side by side"),
-    "list": Command(listing.ListOptions, listing.run, "what there is: encodings, data, frameworks"),
+COMMANDS: Final = {
+    "train": Command(Line("train", train.TrainOptions, reads_config=True), train.run, "train a sequence classifier"),
+    "predict": Command(Line("predict", predict.PredictOptions, ("model",)), predict.run, "classify sequences with a trained model"),
+    "parity": Command(Line("parity", parity.ParityOptions), parity.run, "compare the reference, PyTorch and Flax, name by name"),
+    "demo": Command(Line("demo", demo.DemoOptions), demo.run, "the same training in both frameworks, side by side"),
+    "list": Command(Line("list", listing.ListOptions), listing.run, "encodings, data and frameworks that there are"),
 }
+
+USAGE: Final = """\
+usage: pe COMMAND [options]
+
+Positional encodings for Transformer encoders: one model in PyTorch and in JAX (Flax).
+
+commands:
+{commands}
+
+pe COMMAND --help lists the options of a command.
+Exit codes: 0 all is well, 1 a check failed or a number was not finite, 2 bad input, 130 interrupted.
+With PE_TRACEBACK=1 in the environment an error shows where it arose.
+"""
+
+# 128 plus the number of the signal, as shells have it.
+INTERRUPTED: Final = 130
+PIPE_CLOSED: Final = 141
+OUT_OF_MEMORY: Final = re.compile(r"can't allocate memory|out of memory|RESOURCE_EXHAUSTED", re.IGNORECASE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 1 for a check that failed, 2 for bad input, 130 for an interrupt."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    parser, parsers = _parser()
     try:
-        found = parser.parse_args(arguments)
-        command = COMMANDS[found.subcommand]
-        return command.run(_options(command, found[found.subcommand]))
-    except ArgumentError as error:
-        return _fail(_one_line(error, parsers, arguments), 2)
-    except NotFiniteError as error:
-        return _fail(str(error), 1)
+        code = _run(sys.argv[1:] if arguments is None else list(arguments))
+        # Here and not at exit, where a reader that has left would make Python complain.
+        sys.stdout.flush()
+        return code
+    except SystemExit as leave:  # --help
+        return int(leave.code or 0)
     except KeyboardInterrupt:
-        return _fail("interrupted; what was written so far is kept", 130)
+        return _fail("interrupted; what was written so far is kept", INTERRUPTED)
     except BrokenPipeError:
-        # The reader of a pipe, such as `head`, has left; writing to it once more at exit would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
-        if os.environ.get("PE_TRACEBACK"):
+        return PIPE_CLOSED
+    except Exception as error:
+        found = _expected(error)
+        if found is None or os.environ.get("PE_TRACEBACK"):
             raise
-        return _fail(" ".join(str(error).split()) or type(error).__name__, 2)
+        return _fail(*found)
 
 
-def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
-    parser = ArgumentParser(prog="pe", description=__doc__, exit_on_error=False, allow_abbrev=False)
-    subcommands = parser.add_subcommands(metavar="COMMAND", title="commands")
-    parsers = {}
-    for name, command in COMMANDS.items():
-        part = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=f"{command.help[0].upper()}{command.help[1:]}.")
-        for positional in command.positionals:
-            part.add_argument(positional, type=str)
-        if "config" not in command.positionals and getattr(command.options, "READS_CONFIG", False):
-            part.add_argument("--config", action="config", help="a YAML or JSON file with options; those given here go before it")
-        part.add_class_arguments(command.options, as_group=False, skip=set(command.positionals))
-        subcommands.add_subcommand(name, part, help=command.help)
-        parsers[name] = part
-    return parser, parsers
+def _run(arguments: list[str]) -> int:
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(USAGE.format(commands="\n".join(f"  {name:<10}{command.help}" for name, command in COMMANDS.items())), end="")
+        return 0
+    if not arguments:
+        raise ValueError(f"pe needs a command: {', '.join(COMMANDS)}; see pe --help")
+    name, *rest = arguments
+    if name not in COMMANDS:
+        kind = "pe has no option" if name.startswith("-") else "unknown command"
+        hint = "options go behind a command; see pe --help" if name.startswith("-") else nearest(name, COMMANDS)
+        raise ValueError(f"{kind} {name!r}; {hint}")
+    command = COMMANDS[name]
+    return command.run(command.options.parse(rest))
 
 
-def _options(command: Command, found: Namespace) -> Any:
-    known = {field.name for field in fields(command.options)}
-    return command.options(**{name: value for name, value in vars(found).items() if name in known})
-
-
-def _one_line(error: ArgumentError, parsers: dict[str, ArgumentParser], arguments: Sequence[str]) -> str:
-    """Put the parser's words on one line, with the nearest name where one is unknown."""
-    text = " ".join(str(error.message or error).split())
-    command = next((argument for argument in arguments if argument in parsers), None)
-    if match := re.match(r"unrecognized arguments: (\S+)", text):
-        name = match.group(1)
-        if command is None:
-            return f"unknown command {name!r}; {nearest(name, COMMANDS)}"
-        options = [option for action in parsers[command]._actions for option in action.option_strings]
-        return f"pe {command} has no option {name!r}; {nearest(name.split('=')[0], options)}"
-    if match := re.search(r"invalid choice: '([^']*)' \(choose from", text):
-        return f"unknown command {match.group(1)!r}; {nearest(match.group(1), COMMANDS)}"
-    if match := re.match(r'Parser key "([^"]*)": (?:Problem with given class_path .*?:)?(.*)', text):
-        name, rule = match.groups()
-        rule = re.sub(r"<class '(\w+)'>", r"\1", rule).strip()
-        return f"--{name.split('.')[-1]}: {rule}"
-    if match := re.match(r"the following arguments are required: (.*)", text):
-        missing = ", ".join(f"--{name.split('.')[-1]}" for name in match.group(1).split(", "))
-        return f"pe {command} needs {missing}; see pe {command} --help"
-    return text
+def _expected(error: Exception) -> tuple[str, int] | None:
+    """Return the line and the exit code of an error that a user can do something about; None for a fault of the program."""
+    text = " ".join(str(error).split())
+    if isinstance(error, NotFiniteError):
+        return text, 1
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(text)):
+        return f"out of memory ({text[:120] or 'no details'}); make the model, the batch or the data smaller", 2
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror.lower()}; choose a path that can be read and written", 2
+    if isinstance(error, ValueError | TypeError | OSError | ModuleNotFoundError):
+        return text or type(error).__name__, 2
+    return None
 
 
 def _fail(message: str, code: int) -> int:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pe_core.cli.reporting import TrainReporter, console, free_directory, write_json
-from pe_core.cli.wing import engine_type, versions
+from pe_core.cli.reporting import TrainReporter, check_json, console, run_folder, write_json
+from pe_core.cli.wing import engine_type, require_framework, versions
 from pe_core.config import FRAMEWORKS, Features, ModelConfig, TrainConfig
-from pe_core.data import dummy, order
+from pe_core.data import dummy, order, steps_per_epoch
 from pe_core.encodings import Encoding, LearnedTable, Sinusoidal
 from pe_core.engine import EngineType
 from pe_core.parity.budget import quantity
@@ -22,12 +22,12 @@ ORDER_TRAINING = TrainConfig(epochs=18, learning_rate=2e-3)
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Options of `pe demo`.
+    """The same training in both frameworks, side by side, then the evidence that they are one model.
 
     Args:
         seed: of everything.
-        out: folder of the runs; runs/demo when not given.
-        json: file for every figure.
+        out: where the files of the runs go; runs/demo when not given.
+        json: write every figure to this file.
     """
 
     seed: int = 0
@@ -37,15 +37,19 @@ class DemoOptions:
 
 def run(options: DemoOptions) -> int:
     """Run the demonstration; return 1 when the frameworks do not agree."""
+    settings = TrainConfig(seed=options.seed)
+    for name in FRAMEWORKS:
+        require_framework(name)
+    check_json(options.json)
+    out = run_folder(options.out, "demo")
     engine_types = {name: engine_type(name) for name in FRAMEWORKS}
-    out = Path(options.out) if options.out is not None else free_directory(Path("runs") / "demo")
     found = versions()
     console.print(f"torch {found['torch']}, jax {found['jax']}, flax {found['flax']}, {found['cores']} cores; seed {options.seed}\n")
-    results = _dummy(engine_types, options.seed, out)
+    results = _dummy(engine_types, settings, out)
     accuracies = _order(engine_types, options.seed)
     passed, figures = _parity(engine_types, options.seed)
-    console.print(f"Files: {out / 'torch'} and {out / 'flax'}, each with config.json, metrics.jsonl and model/;")
-    console.print(f"a model moves between the frameworks as it is: pe predict {out / 'torch'} --data dummy --framework flax")
+    console.print(f"Files: {out / 'torch'} and {out / 'flax'}, each with config.json, metrics.jsonl and model/.")
+    console.print(f"A model moves between the frameworks as it is: pe predict {out / 'torch'} --data dummy --framework flax")
     last = {name: result.records[-1] for name, result in results.items()}
     write_json(
         options.json,
@@ -59,37 +63,38 @@ def run(options: DemoOptions) -> int:
     return 0 if passed else 1
 
 
-def _dummy(engine_types: dict[str, EngineType], seed: int, out: Path) -> dict[str, TrainResult]:
+def _dummy(engine_types: dict[str, EngineType], settings: TrainConfig, out: Path) -> dict[str, TrainResult]:
     """Train on random labels in every framework and print the epochs side by side."""
-    console.print("[bold]1. The dummy data in both frameworks[/bold]: 1,000 sequences of length 10 with 16 features, random labels")
-    settings, data = TrainConfig(seed=seed), dummy(seed)
-    results = {}
+    console.heading("1. The dummy data in both frameworks", ": 1,000 sequences of length 10 with 16 features, random labels")
+    data, results = dummy(settings.seed), {}
+    total = settings.epochs * steps_per_epoch(data.train.count, settings.batch_size)
     for name, engine in engine_types.items():
-        with TrainReporter(settings.epochs, name, lines=False) as reporter:
+        with TrainReporter(settings.epochs, total, name, lines=False) as reporter:
             results[name] = train(
                 engine, default_model(), data, train=settings, reporter=reporter, out=out / name,
                 description={"framework": name, "versions": versions()},
             )  # fmt: skip
-    console.print("epoch   train loss torch      flax   difference   accuracy torch   flax   validation accuracy torch   flax")
+    console.print("        train loss                         train accuracy     validation accuracy")
+    console.print("epoch   torch     flax      difference     torch   flax       torch   flax")
     torch, flax = (results[name].records for name in FRAMEWORKS)
     for a, b in zip(torch, flax, strict=True):
         console.print(
-            f"{a.epoch + 1:5d}   {a.train_loss:16.6f}  {b.train_loss:8.6f}   {abs(a.train_loss - b.train_loss):10.1e}"
-            f"   {a.train_accuracy:14.3f}  {b.train_accuracy:5.3f}   {a.validation_accuracy:25.3f}  {b.validation_accuracy:5.3f}"
+            f"{a.epoch + 1:5d}   {a.train_loss:.6f}  {b.train_loss:.6f}  {abs(a.train_loss - b.train_loss):10.1e}"
+            f"     {a.train_accuracy:.3f}   {b.train_accuracy:.3f}      {a.validation_accuracy:.3f}   {b.validation_accuracy:.3f}"
         )
     a = torch[-1]
     gap = a.train_accuracy - a.validation_accuracy
     console.print(
-        f"Training accuracy {a.train_accuracy:.3f}, validation {a.validation_accuracy:.3f}: a gap of {gap:.3f}. The labels are random, so "
-        "nothing can\ngeneralise and validation stays near one half; what training gains is memory. 'Minimal overfitting' can only mean "
-        "that\nfive epochs are too few to remember everything.\n"
+        f"Training accuracy {a.train_accuracy:.3f}, validation {a.validation_accuracy:.3f}: a gap of {gap:.3f}. The labels are random,\n"
+        "so nothing can generalise and validation stays near one half; what training gains is memory.\n"
+        "'Minimal overfitting' can only mean that five epochs are too few to remember everything.\n"
     )
     return results
 
 
 def _order(engine_types: dict[str, EngineType], seed: int) -> dict[str, dict[str, float]]:
     """Train on the order of two markers without and with positions and print the validation accuracies."""
-    console.print("[bold]2. A task that needs positions[/bold]: which of two markers came first? Validation accuracy")
+    console.heading("2. A task that needs positions", ": which of two markers came first? Validation accuracy")
     console.print("encoding      torch    flax")
     data = order(seed)
     choices: dict[str, tuple[Encoding, ...]] = {
@@ -98,33 +103,37 @@ def _order(engine_types: dict[str, EngineType], seed: int) -> dict[str, dict[str
         "learned": (LearnedTable(data.length),),
     }
     settings = TrainConfig(**(ORDER_TRAINING.to_json() | {"seed": seed}))
+    total = settings.epochs * steps_per_epoch(data.train.count, settings.batch_size)
     found: dict[str, dict[str, float]] = {}
     for name, encodings in choices.items():
         config = ModelConfig(inputs=Features(16), num_classes=2, encodings=encodings)
         found[name] = {}
         for framework, engine in engine_types.items():
-            with TrainReporter(settings.epochs, f"{name}, {framework}", lines=False) as reporter:
+            with TrainReporter(settings.epochs, total, f"{name}, {framework}", lines=False) as reporter:
                 result = train(engine, config, data, train=settings, reporter=reporter)
             found[name][framework] = result.records[-1].validation_accuracy
         console.print(f"{name:12s}  {found[name]['torch']:.3f}   {found[name]['flax']:.3f}")
     console.print(
-        "Without positions the encoder sees a set, and both orders of it have the same label-free picture: one half, by symmetry.\n"
+        "Without positions the encoder sees a set: a sequence and the one with its markers swapped, which has\n"
+        "the other label, get the same answer. That is one half, by symmetry.\n"
     )
     return found
 
 
 def _parity(engine_types: dict[str, EngineType], seed: int) -> tuple[bool, dict[str, Any]]:
     """Compare the frameworks on the model of part 1 and print the worst of each quantity."""
-    console.print("[bold]3. Are they one model?[/bold] Worst relative distance over all names, to the referee and between the frameworks")
+    console.heading("3. Are they one model?", " Worst relative distance, to the referee and between the frameworks")
     with console.status("comparing"):
         studies = study(engine_types, default_model(), ("float64", "float32"), train=TrainConfig(seed=seed))
     figures: dict[str, Any] = {}
+    kinds = [quantity(row.name) for row in summary(studies["float64"].comparison)]
+    console.print(f"          {'   '.join(TITLES[kind] for kind in kinds)}")
     for precision, one in studies.items():
-        parts = [f"{TITLES[quantity(row.name)]} {row.worst:.1e}" for row in summary(one.comparison)]
-        console.print(f"{precision}  {', '.join(parts)}")
+        worst = {quantity(row.name): row.worst for row in summary(one.comparison)}
+        console.print(f"{precision}   {'   '.join(f'{worst[kind]:<{len(TITLES[kind])}.1e}' for kind in kinds)}".rstrip())
         figures[precision] = {quantity(row.name): row.worst for row in summary(one.comparison)}
         if one.comparison.first_failure is not None:
-            console.print(failure_line(one.comparison.first_failure), style="bold red")
+            console.print(failure_line(one.comparison.first_failure), style="red")
     exact = studies["float64"]
     console.print(f"After 5 epochs in float64, rounded to float32: {exact.equal:,} of {exact.total:,} weights are the same bits.\n")
     return all(one.passed for one in studies.values()), figures

@@ -4,52 +4,51 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
+from typing import Final
 
-from pe_core.cli.reporting import TrainReporter, console, free_directory, write_json
-from pe_core.cli.wing import engine_type, versions
+from pe_core.cli.reporting import TrainReporter, check_json, console, run_folder, write_json
+from pe_core.cli.wing import count_weights, engine_type, require_framework, versions
 from pe_core.config import ComputeConfig, Features, ModelConfig, Tokens, TrainConfig
-from pe_core.data import Dataset, Sequences, load, steps_per_epoch
+from pe_core.data import Dataset, load, steps_per_epoch
 from pe_core.encodings import parse_encoding
-from pe_core.parameters import parameters
-from pe_core.training import train
+from pe_core.schedule import make_schedule
+from pe_core.training import RunDirectory, check_data, train
+
+VERBS: Final = {"train": "train", "validation": "validate", "test": "test"}
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Options of `pe train`.
+    """Train a sequence classifier.
 
     Args:
-        framework: torch or flax.
-        data: dummy, order, digits, digits64, or a file ending in .npz or .ts.
-        test: a file to test on after training.
-        encoding: none, learned or sinusoidal, with options as in learned:layers=all; a table is as long as the longest sequence.
+        framework: where to train.
+        data: built-in data (dummy, order, digits, digits64), or a file ending in .npz or .ts.
+        test: a second file, to test on after training.
+        encoding: none, learned or sinusoidal, with options as in learned:layers=all; see pe list.
         d_model: width of a step.
-        num_heads: attention heads.
+        num_heads: attention heads; must divide the width.
         num_layers: encoder blocks.
         d_ff: width inside the feed-forward part; four times d_model when not given.
-        norm: pre or post.
+        norm: pre (normalise what enters a part of a block) or post (what leaves it).
         activation: gelu or relu.
         attention_bias: biases on query, key and value.
         pooling: mean, max, cls, last or attention.
-        dropout: rate.
+        dropout: rate, from 0 to below 1.
         epochs: passes over the training part.
         batch_size: sequences in a step.
         learning_rate: the peak of the schedule.
         schedule: constant or warmup_cosine.
-        warmup_steps: steps of the rise.
+        warmup_steps: steps of the rise, with warmup_cosine.
         weight_decay: decoupled decay of the linear weights.
         max_gradient_norm: gradients are clipped to this norm; null clips nothing.
         optimizer: exact (the same steps in both frameworks) or stock (the framework's own).
         seed: of the initial weights, the order of the data, the dropout and the split.
         precision: float32, float64 or bfloat16.
-        dropout_rng: shared (the same masks in both frameworks) or native.
-        out: folder of the run; runs/DATA-FRAMEWORK when not given.
-        json: file for the figures of the run.
+        dropout_rng: shared (the same masks in both frameworks) or native (the framework's own).
+        out: where the run's files go, a new or empty folder; runs/DATA-FRAMEWORK when not given.
+        json: write the figures of the run to this file.
     """
-
-    READS_CONFIG: ClassVar[bool] = True
 
     framework: str
     data: str
@@ -109,19 +108,24 @@ def run(options: TrainOptions) -> int:
     """Train, save and say what came of it."""
     compute = ComputeConfig(precision=options.precision, dropout_rng=options.dropout_rng)  # type: ignore[arg-type]
     settings = train_config(options)
-    make = engine_type(options.framework)
+    require_framework(options.framework)
+    check_json(options.json)
     data = load(options.data, test=options.test, seed=options.seed)
     config = model_config(options, data)
-    out = Path(options.out) if options.out is not None else free_directory(Path("runs") / f"{data.name}-{options.framework}")
+    out = run_folder(options.out, f"{data.name}-{options.framework}")
+    RunDirectory(out).require_free()
+    weights, steps = count_weights(config), settings.epochs * steps_per_epoch(data.train.count, settings.batch_size)
+    make_schedule(settings, steps)
+    check_data(config, data)
+    make = engine_type(options.framework)
     found = versions()
-    parts = ", ".join(f"{sequences.count:,} to {verb}" for verb, sequences in _parts(data))
+    parts = ", ".join(f"{sequences.count:,} to {VERBS[name]}" for name, sequences in data.parts.items())
     width = f"{data.num_features} features" if data.num_features is not None else f"{data.vocab_size} tokens"
     console.print(f"{data.name}: {parts}; length {data.length}, {width}, {len(data.class_names)} classes")
-    weights = sum(math.prod(item.shape) for item in parameters(config))
-    steps = settings.epochs * steps_per_epoch(data.train.count, settings.batch_size)
     package = {"torch": "torch", "flax": "jax"}[options.framework]
-    console.print(f"{package} {found[package]}, {options.precision}, encoding {options.encoding}: {weights:,} weights, {steps:,} steps")
-    with TrainReporter(settings.epochs, "training") as reporter:
+    size = f"{weights:,} weights, {steps:,} {'step' if steps == 1 else 'steps'}"
+    console.print(f"{package} {found.get(package, '')}, {options.precision}, encoding {options.encoding}: {size}")
+    with TrainReporter(settings.epochs, steps, "training") as reporter:
         result = train(
             make,
             config,
@@ -135,7 +139,8 @@ def run(options: TrainOptions) -> int:
     last = result.records[-1]
     if result.test_accuracy is not None:
         console.print(f"test loss {result.test_loss:.4f}, accuracy {result.test_accuracy:.3f}")
-    console.print(f"{1e3 * result.seconds_per_step:.2f} ms a step; model in {out / 'model'}, metrics in {out / 'metrics.jsonl'}")
+    speed = "" if math.isnan(result.seconds_per_step) else f"{1e3 * result.seconds_per_step:.2f} ms a step; "
+    console.print(f"{speed}model in {out / 'model'}, metrics in {out / 'metrics.jsonl'}")
     record = {
         "framework": options.framework,
         "data": data.name,
@@ -152,8 +157,3 @@ def run(options: TrainOptions) -> int:
         record |= {"test_loss": result.test_loss, "test_accuracy": result.test_accuracy}
     write_json(options.json, record)
     return 0
-
-
-def _parts(data: Dataset) -> list[tuple[str, Sequences]]:
-    verbs = {"train": "train", "validation": "validate", "test": "test"}
-    return [(verbs[name], sequences) for name, sequences in data.parts.items()]

@@ -67,7 +67,7 @@ def _reading(data: str | Path) -> Reading:
         return reader(path)
     if path.suffix or path.name != str(data):
         raise ValueError(
-            f"{path}: a data file must end in .npz or .ts, got {path.suffix or 'no ending'!r}; convert it, for example with numpy.savez"
+            f"{data}: a data file must end in .npz or .ts, got {path.suffix or 'no ending'!r}; convert it, for example with numpy.savez"
         )
     nearest = difflib.get_close_matches(str(data).lower(), DATA_NAMES, n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else "choose one of them, or give a file"

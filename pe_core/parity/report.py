@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from rich.table import Table
-
 from pe_core.parity.budget import quantity
 from pe_core.parity.compare import Comparison, Row
 
@@ -34,21 +32,23 @@ def count(comparison: Comparison, kind: str) -> int:
     return sum(quantity(row.name) == kind for row in comparison.rows)
 
 
-def to_table(comparison: Comparison, title: str) -> Table:
-    """Return a table with the worst name of each quantity."""
+def to_lines(comparison: Comparison) -> list[str]:
+    """Return a table with the name of each quantity that comes nearest to its bound, as lines of text."""
     frameworks = list(comparison.rows[0].errors)
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for heading in ("compared", "names", "worst"):
-        table.add_column(heading, justify="right" if heading == "names" else "left")
-    for heading in (*(f"{name} to referee" for name in frameworks), "between them", "bound", ""):
-        table.add_column(heading, justify="right")
+    table = [["     compared", *frameworks, "between", "bound", "", "worst name"]]
     for row in summary(comparison):
         kind = quantity(row.name)
-        figures = [*(row.errors[name] for name in frameworks), row.mutual, row.bound]
-        table.add_row(
-            TITLES[kind], str(count(comparison, kind)), row.name, *(f"{value:.1e}" for value in figures), "ok" if row.passed else "FAILED"
-        )
-    return table
+        figures = [f"{value:.1e}" for value in (*(row.errors[name] for name in frameworks), row.mutual, row.bound)]
+        verdict, name = "ok" if row.passed else "FAILED", row.name.removeprefix(f"{kind}/")
+        table.append([f"{count(comparison, kind):4d} {TITLES[kind]}", *figures, verdict, name])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    texts = (0, len(widths) - 2, len(widths) - 1)
+
+    def line(row: list[str]) -> str:
+        cells = [cell.ljust(widths[at]) if at in texts else cell.rjust(widths[at]) for at, cell in enumerate(row)]
+        return "  ".join(cells).rstrip()
+
+    return [line(row) for row in table]
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:

@@ -48,7 +48,8 @@ def default_model() -> ModelConfig:
 def study_batches(config: ModelConfig, train: TrainConfig, steps: int | None) -> list[Batch]:
     """Return the batches of the default run on the dummy data; normal noise of the model's own shape where those do not fit it."""
     data = dummy(train.seed).train
-    if not isinstance(config.inputs, Features) or data.num_features != config.inputs.num_features or config.num_classes != 2:
+    fits = isinstance(config.inputs, Features) and data.num_features == config.inputs.num_features and config.num_classes == 2
+    if not fits or _longest(config) < data.length:
         data = _noise(config, train.seed)
     found: list[Batch] = []
     for epoch in range(train.epochs if steps is None else steps):
@@ -118,9 +119,12 @@ def _equal(arrays: list[np.ndarray]) -> int:
     return int(same.sum())
 
 
+def _longest(config: ModelConfig) -> int:
+    return min([DEFAULT_LENGTH, *(encoding.max_length for encoding in config.encodings if isinstance(encoding, LearnedTable))])
+
+
 def _noise(config: ModelConfig, seed: int) -> Sequences:
-    lengths = [encoding.max_length for encoding in config.encodings if isinstance(encoding, LearnedTable)]
-    count, length, key = 256, min([DEFAULT_LENGTH, *lengths]), derive(seed, DATA, 1)
+    count, length, key = 256, _longest(config), derive(seed, DATA, 1)
     if isinstance(config.inputs, Features):
         inputs = normal(key, (count, length, config.inputs.num_features)).astype(np.float32)
     else:
