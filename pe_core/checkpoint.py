@@ -115,7 +115,7 @@ def newest_checkpoint(
         folder: of a run's checkpoints.
         expected: from the record of a checkpoint, the shape of every array that it must have.
     """
-    passed_over = []
+    passed_over: list[str] = []
     for path in checkpoint_folders(folder):
         try:
             return load_checkpoint(path, expected), passed_over
