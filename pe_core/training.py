@@ -1,14 +1,12 @@
-"""The loop, once for every framework: epochs, order, metrics, and the stop at a number that is not finite. It drives a wing's engine."""
+"""The loop, once for every framework: epochs, order, metrics, checkpoints, and the stop at a number that is not finite.
+
+It drives a wing's engine. A batch is a function of (seed, epoch, step), so a run goes on from its state and two integers.
+"""
 
 from __future__ import annotations
 
-import json
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -20,14 +18,13 @@ from pe_core.encodings import LearnedTable
 from pe_core.engine import Engine, EngineType
 from pe_core.initial import initial_arrays
 from pe_core.inputs import require_tokens_fit
-from pe_core.schedule import Schedule, make_schedule
-from pe_core.weights import SavedModel, save_model, write_file
+from pe_core.interrupts import StopRequest, stop_requests
+from pe_core.run_directory import MODEL_FOLDER, EpochRecord, Progress, RunDirectory, data_digest
+from pe_core.schedule import make_schedule
+from pe_core.weights import SavedModel, save_model
 
 # Metrics stay on the device until this many steps are waiting: reading one would wait for its step.
 STEPS_PER_READ: Final = 64
-METRICS_FILE: Final = "metrics.jsonl"
-CONFIG_FILE: Final = "config.json"
-MODEL_FOLDER: Final = "model"
 
 
 class NotFiniteError(ArithmeticError):
@@ -35,31 +32,17 @@ class NotFiniteError(ArithmeticError):
 
 
 @dataclass(frozen=True)
-class EpochRecord:
-    """What is known after an epoch; accuracies are shares of one, seconds are of its training steps."""
-
-    epoch: int
-    step: int
-    train_loss: float
-    train_accuracy: float
-    validation_loss: float
-    validation_accuracy: float
-    gradient_norm: float
-    learning_rate: float
-    seconds: float
-
-
-@dataclass(frozen=True)
 class TrainResult:
-    """A finished run.
+    """A run that is finished, or that stopped where it was asked to.
 
     Args:
-        records: one per epoch.
-        arrays: the weights at the end, under their canonical names.
-        steps: how many were taken.
+        records: one per epoch that is done.
+        arrays: the weights now, under their canonical names.
+        steps: how many were taken, since the beginning of the run.
         seconds_per_step: without the first step, which compiles.
         test_loss: of the test part, where there is one.
         test_accuracy: of the test part, where there is one.
+        finished: whether all epochs are done.
     """
 
     records: tuple[EpochRecord, ...]
@@ -68,6 +51,7 @@ class TrainResult:
     seconds_per_step: float
     test_loss: float | None = None
     test_accuracy: float | None = None
+    finished: bool = True
 
 
 class Reporter(Protocol):
@@ -79,6 +63,9 @@ class Reporter(Protocol):
     def epoch(self, record: EpochRecord) -> None:
         """An epoch is done."""
 
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
 
 class Silent:
     """Tells nothing."""
@@ -89,43 +76,8 @@ class Silent:
     def epoch(self, record: EpochRecord) -> None:
         """Do nothing."""
 
-
-@dataclass
-class RunDirectory:
-    """The files of a run: `config.json`, `metrics.jsonl` and `model/`.
-
-    Args:
-        path: a folder that does not exist yet or is empty.
-    """
-
-    path: Path
-    _lines: list[str] = field(default_factory=list)
-
-    def require_free(self) -> None:
-        """Raise a FileExistsError where the folder already holds something."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise FileExistsError(f"{self.path} already exists and is not empty; choose another --out or remove it")
-
-    def create(self, record: dict[str, Any]) -> None:
-        """Make the folder and write what the run is.
-
-        Raises:
-            FileExistsError: the folder already holds something.
-        """
-        self.require_free()
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_file(self.path / CONFIG_FILE, (json.dumps(record, indent=2) + "\n").encode())
-
-    def add(self, kind: str, record: dict[str, Any]) -> None:
-        """Keep a line for `metrics.jsonl`."""
-        self._lines.append(json.dumps({"kind": kind} | record, allow_nan=False) + "\n")
-
-    def flush(self) -> None:
-        """Append the kept lines to `metrics.jsonl`, in one write: an interrupt leaves no half line."""
-        lines, self._lines = self._lines, []
-        if lines:
-            with (self.path / METRICS_FILE).open("ab", buffering=0) as file:
-                file.write("".join(lines).encode())
+    def note(self, text: str) -> None:
+        """Do nothing."""
 
 
 def train(
@@ -138,8 +90,11 @@ def train(
     reporter: Reporter | None = None,
     out: Path | None = None,
     description: dict[str, Any] | None = None,
+    checkpoint_every: int | None = None,
+    stop_at: int | None = None,
+    resume: bool = False,
 ) -> TrainResult:
-    """Train a classifier from its initial weights and return the finished run.
+    """Train a classifier, from its initial weights or from where a run stopped, and return the run.
 
     Args:
         engine_type: the engine of a wing.
@@ -150,59 +105,48 @@ def train(
         reporter: is told of steps and epochs.
         out: where the run's files go; None writes none.
         description: what else `config.json` of the run says, such as framework and versions.
+        checkpoint_every: steps between checkpoints; at the end of every epoch when None.
+        stop_at: stop with a checkpoint when so many steps are taken since the beginning of the run.
+        resume: go on from the newest checkpoint in `out` that holds.
 
     Raises:
-        ValueError: data that do not fit the model.
+        ValueError: data that do not fit the model, or a checkpoint of another run.
         NotFiniteError: the loss or the gradient norm is NaN or infinite.
-        KeyboardInterrupt: the user interrupted; the step is finished first, unless there is a second interrupt.
+        KeyboardInterrupt: SIGINT or SIGTERM; the step is finished and a checkpoint written first, unless there is a second signal.
     """
     options, compute, reporter = train or TrainConfig(), compute or ComputeConfig(), reporter or Silent()
     check_data(config, data)
     # A batch larger than the training part would hold filler rows alone beyond it.
     batch_size = min(options.batch_size, data.train.count)
-    per_epoch = steps_per_epoch(data.train.count, batch_size)
-    total = per_epoch * options.epochs
-    schedule = make_schedule(options, total)
+    total = steps_per_epoch(data.train.count, batch_size) * options.epochs
+    make_schedule(options, total)
+    record = {"model": config.to_json(), "train": options.to_json(), "compute": asdict(compute), "data": data.name}
     directory = None if out is None else RunDirectory(out)
-    if directory is not None:
-        record = {"model": config.to_json(), "train": options.to_json(), "compute": asdict(compute), "data": data.name}
+    if directory is not None and not resume:
         directory.create(record | (description or {}))
     engine = engine_type(config, initial_arrays(config, options.seed), options, compute, total)
-    clock = _Clock()
-    records = []
-    try:
-        with _interrupts() as interrupted:
-            for epoch in range(options.epochs):
-                order = epoch_order(options.seed, epoch, data.train.count)
-                rows = _train_epoch(engine, data.train, order, batch_size, epoch, reporter, clock, total, directory, schedule, interrupted)
-                done = (epoch + 1) * per_epoch
-                validation_loss, validation_accuracy = _checked(
-                    engine, data.validation, batch_size, f"after step {done - 1} (epoch {epoch})"
-                )
-                record_now = EpochRecord(
-                    epoch=epoch,
-                    step=done,
-                    **_means(rows, "train"),
-                    validation_loss=validation_loss,
-                    validation_accuracy=validation_accuracy,
-                    gradient_norm=float(rows[:, 3].mean()),
-                    learning_rate=schedule(done - 1),
-                    seconds=clock.lap(),
-                )
-                records.append(record_now)
-                reporter.epoch(record_now)
-                if directory is not None:
-                    directory.add("epoch", asdict(record_now))
-                    directory.flush()
-    finally:
-        # Also where a number is not finite or the user interrupts: the steps taken so far are kept.
-        if directory is not None:
-            directory.flush()
+    progress, identity = Progress(), record | {"data_sha256": data_digest(data)}
+    if resume:
+        if directory is None:
+            raise ValueError("resume needs the folder of the run; pass out")
+        arrays, progress, passed_over = directory.restore(config, identity)
+        for reason in passed_over:
+            reporter.note(f"passed over a checkpoint: {reason}")
+        engine.restore(arrays)
+    with stop_requests() as request:
+        loop = _Loop(engine, data, options, batch_size, reporter, directory, progress, identity, checkpoint_every, stop_at, request)
+        try:
+            finished = loop.run()
+        finally:
+            # Also where a number is not finite or the user interrupts: the steps taken so far are kept.
+            if directory is not None:
+                directory.flush()
     test_loss, test_accuracy = None, None
-    if data.test is not None:
+    if data.test is not None and finished:
         test_loss, test_accuracy = _checked(engine, data.test, batch_size, "the test part")
-    result = TrainResult(tuple(records), engine.weights(), total, clock.seconds_per_step, test_loss, test_accuracy)
-    if directory is not None:
+    seconds = loop.clock.seconds_per_step
+    result = TrainResult(tuple(progress.records), engine.weights(), progress.step, seconds, test_loss, test_accuracy, finished)
+    if directory is not None and finished:
         save_model(directory.path / MODEL_FOLDER, SavedModel(config, result.arrays, model_details(data) | {"seed": options.seed}))
     return result
 
@@ -255,44 +199,25 @@ def check_sequences(config: ModelConfig, sequences: Sequences, what: str) -> Non
             )
 
 
-@contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Turn the first interrupt into an event, so that no step is cut in two; a second one raises at once."""
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield interrupted
-        return
-
-    def note(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        interrupted.set()
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if interrupted.is_set():
-        raise KeyboardInterrupt
-
-
 class _Clock:
-    """Seconds of training steps, the first one apart."""
+    """Seconds of training steps, the first one of the process apart."""
 
     def __init__(self) -> None:
         self._started = 0.0
         self._lap = 0.0
         self._total = 0.0
         self._steps = 0
+        self.warm = False
 
     def start(self) -> None:
         self._started = time.perf_counter()
 
-    def stop(self, steps: int, *, counted: bool) -> None:
+    def stop(self, steps: int) -> None:
         seconds = time.perf_counter() - self._started
         self._lap += seconds
-        if counted:
+        if self.warm:
             self._total, self._steps = self._total + seconds, self._steps + steps
+        self.warm = True
 
     def lap(self) -> float:
         lap, self._lap = self._lap, 0.0
@@ -303,55 +228,106 @@ class _Clock:
         return self._total / self._steps if self._steps else float("nan")
 
 
-def _train_epoch(
-    engine: Engine,
-    sequences: Sequences,
-    order: np.ndarray,
-    batch_size: int,
-    epoch: int,
-    reporter: Reporter,
-    clock: _Clock,
-    total: int,
-    directory: RunDirectory | None,
-    schedule: Schedule,
-    interrupted: threading.Event,
-) -> np.ndarray:
-    """Take the steps of an epoch and return their metrics, a row each."""
-    per_epoch = steps_per_epoch(len(order), batch_size)
-    first_step = epoch * per_epoch
+@dataclass
+class _Loop:
+    """The steps of a run, from where its progress is."""
 
-    def batch(number: int) -> Batch:
-        return batch_at(sequences, order, number, batch_size)
+    engine: Engine
+    data: Dataset
+    options: TrainConfig
+    batch_size: int
+    reporter: Reporter
+    directory: RunDirectory | None
+    progress: Progress
+    identity: dict[str, Any]
+    checkpoint_every: int | None
+    stop_at: int | None
+    request: StopRequest
 
-    rows: list[np.ndarray] = []
-    for numbers in _groups(per_epoch, alone=1 if epoch == 0 else 0):
-        clock.start()
+    def __post_init__(self) -> None:
+        self.per_epoch = steps_per_epoch(self.data.train.count, self.batch_size)
+        self.total = self.per_epoch * self.options.epochs
+        self.schedule = make_schedule(self.options, self.total)
+        self.clock = _Clock()
+
+    def run(self) -> bool:
+        """Take steps until all are taken, or until the run shall stop; return whether all are."""
+        while self.progress.step < self.total:
+            epoch, taken = divmod(self.progress.step, self.per_epoch)
+            order = epoch_order(self.options.seed, epoch, self.data.train.count)
+            while taken < self.per_epoch:
+                self._take(order, epoch, taken)
+                taken = self.progress.step - epoch * self.per_epoch
+                if taken == self.per_epoch:
+                    self._end_epoch(epoch)
+                if self.request or self._due():
+                    self._save()
+                self.request.leave()
+                if self.progress.step == self.stop_at:
+                    self._save()
+                    return self.progress.step == self.total
+        return True
+
+    def _take(self, order: np.ndarray, epoch: int, taken: int) -> None:
+        """Take the steps that are read together."""
+        first_step, step = epoch * self.per_epoch, self.progress.step
+        numbers = range(taken, self._until(step, first_step + self.per_epoch) - first_step)
+        self.clock.start()
         waiting = []
         for number in numbers:
-            waiting.append(engine.train_step(batch(number), first_step + number))
-            if interrupted.is_set():
+            waiting.append(self.engine.train_step(self._batch(order, number), first_step + number))
+            if self.request:
                 break
-        read = engine.read(waiting)
-        clock.stop(len(read), counted=first_step + numbers.start > 0)
-        for number, row in zip(numbers, read, strict=False):
+        rows = self.engine.read(waiting)
+        self.clock.stop(len(rows))
+        for number, row in zip(numbers, rows, strict=False):
             if not np.isfinite(row).all():
-                raise NotFiniteError(_not_finite(engine, batch(number), first_step + number, epoch, row))
-            if directory is not None:
-                step = first_step + number
-                metrics = {"step": step, "loss": row[0], "accuracy": row[1] / row[2], "gradient_norm": row[3]}
-                directory.add("step", metrics | {"learning_rate": schedule(step)})
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        rows.append(read)
-        reporter.steps(first_step + numbers.stop, total, float(read[-1, 0]))
-    return np.concatenate(rows)
+                raise NotFiniteError(_not_finite(self.engine, self._batch(order, number), first_step + number, epoch, row))
+            if self.directory is not None:
+                metrics = {"step": first_step + number, "loss": row[0], "accuracy": row[1] / row[2], "gradient_norm": row[3]}
+                self.directory.add("step", metrics | {"learning_rate": self.schedule(first_step + number)})
+        self.progress.step += len(rows)
+        self.progress.rows = np.concatenate([self.progress.rows, rows])
+        self.reporter.steps(self.progress.step, self.total, float(rows[-1, 0]))
 
+    def _until(self, step: int, epoch_end: int) -> int:
+        """The step before which metrics are read next; the first step of a process stands alone, for it compiles."""
+        stops = [epoch_end, step + (STEPS_PER_READ if self.clock.warm else 1)]
+        if self.checkpoint_every is not None:
+            stops.append(step - step % self.checkpoint_every + self.checkpoint_every)
+        if self.stop_at is not None and self.stop_at > step:
+            stops.append(self.stop_at)
+        return min(stops)
 
-def _groups(count: int, alone: int) -> Iterator[range]:
-    """Split 0 .. count - 1 into groups that are read together; the first `alone` steps come one by one."""
-    yield from (range(number, number + 1) for number in range(alone))
-    for start in range(alone, count, STEPS_PER_READ):
-        yield range(start, min(start + STEPS_PER_READ, count))
+    def _batch(self, order: np.ndarray, number: int) -> Batch:
+        return batch_at(self.data.train, order, number, self.batch_size)
+
+    def _end_epoch(self, epoch: int) -> None:
+        done, rows = self.progress.step, self.progress.rows
+        loss, accuracy = _checked(self.engine, self.data.validation, self.batch_size, f"after step {done - 1} (epoch {epoch})")
+        record = EpochRecord(
+            epoch=epoch,
+            step=done,
+            **_means(rows, "train"),
+            validation_loss=loss,
+            validation_accuracy=accuracy,
+            gradient_norm=float(rows[:, 3].mean()),
+            learning_rate=self.schedule(done - 1),
+            seconds=self.clock.lap(),
+        )
+        self.progress.records.append(record)
+        self.progress.rows = rows[:0]
+        self.reporter.epoch(record)
+        if self.directory is not None:
+            self.directory.add("epoch", asdict(record))
+            self.directory.flush()
+
+    def _due(self) -> bool:
+        return self.progress.step % (self.checkpoint_every or self.per_epoch) == 0
+
+    def _save(self) -> None:
+        if self.directory is not None:
+            self.directory.save(self.engine.state(), self.progress, self.identity)
 
 
 def _means(rows: np.ndarray, prefix: str) -> dict[str, Any]:

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
-from pe_core.cli import demo, listing, parity, predict, train
+from pe_core.cli import demo, listing, parity, predict, resume, train
 from pe_core.cli.options import Line
 from pe_core.errors import nearest
+from pe_core.interrupts import Terminated
 from pe_core.training import NotFiniteError
 
 
@@ -24,6 +25,7 @@ class Command(NamedTuple):
 
 COMMANDS: Final = {
     "train": Command(Line("train", train.TrainOptions, reads_config=True), train.run, "train a sequence classifier"),
+    "resume": Command(Line("resume", resume.ResumeOptions, ("run",)), resume.run, "go on with a run that stopped, in either framework"),
     "predict": Command(Line("predict", predict.PredictOptions, ("model",)), predict.run, "classify sequences with a trained model"),
     "parity": Command(Line("parity", parity.ParityOptions), parity.run, "compare the reference, PyTorch and Flax, name by name"),
     "demo": Command(Line("demo", demo.DemoOptions), demo.run, "the same training in both frameworks, side by side"),
@@ -39,12 +41,14 @@ commands:
 {commands}
 
 pe COMMAND --help lists the options of a command.
-Exit codes: 0 all is well, 1 a check failed or a number was not finite, 2 bad input, 130 interrupted.
+Exit codes: 0 all is well, 1 a check failed or a number was not finite, 2 bad input,
+130 interrupted, 143 terminated.
 With PE_TRACEBACK=1 in the environment an error shows where it arose.
 """
 
 # 128 plus the number of the signal, as shells have it.
 INTERRUPTED: Final = 130
+TERMINATED: Final = 143
 PIPE_CLOSED: Final = 141
 OUT_OF_MEMORY: Final = re.compile(r"can't allocate memory|out of memory|RESOURCE_EXHAUSTED", re.IGNORECASE)
 
@@ -58,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except SystemExit as leave:  # --help
         return int(leave.code or 0)
+    except Terminated:
+        return _fail("terminated; what was written so far is kept", TERMINATED)
     except KeyboardInterrupt:
         return _fail("interrupted; what was written so far is kept", INTERRUPTED)
     except BrokenPipeError:

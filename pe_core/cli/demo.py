@@ -127,10 +127,11 @@ def _parity(engine_types: dict[str, EngineType], seed: int) -> tuple[bool, dict[
         studies = study(engine_types, default_model(), ("float64", "float32"), train=TrainConfig(seed=seed))
     figures: dict[str, Any] = {}
     kinds = [quantity(row.name) for row in summary(studies["float64"].comparison)]
-    console.print(f"          {'   '.join(TITLES[kind] for kind in kinds)}")
+    widths = {kind: max(len(TITLES[kind]), len("0.0e+00")) for kind in kinds}
+    console.print(f"          {'   '.join(f'{TITLES[kind]:<{widths[kind]}}' for kind in kinds)}".rstrip())
     for precision, one in studies.items():
         worst = {quantity(row.name): row.worst for row in summary(one.comparison)}
-        console.print(f"{precision}   {'   '.join(f'{worst[kind]:<{len(TITLES[kind])}.1e}' for kind in kinds)}".rstrip())
+        console.print(f"{precision}   {'   '.join(f'{worst[kind]:<{widths[kind]}.1e}' for kind in kinds)}".rstrip())
         figures[precision] = {quantity(row.name): row.worst for row in summary(one.comparison)}
         if one.comparison.first_failure is not None:
             console.print(failure_line(one.comparison.first_failure), style="red")

@@ -13,7 +13,8 @@ from pe_core.cli.wing import engine_type, missing_packages, require_framework, v
 from pe_core.config import FRAMEWORKS, ComputeConfig, Features, TrainConfig
 from pe_core.data import DATA_NAMES, Sequences, Standardisation, load, read
 from pe_core.errors import require_integer
-from pe_core.training import MODEL_FOLDER, check_sequences, predict
+from pe_core.run_directory import MODEL_FOLDER
+from pe_core.training import check_sequences, predict
 from pe_core.weights import CONFIG_FILE, SavedModel, load_model
 
 LINES_SHOWN: Final = 20

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pe_core.training import EpochRecord
+from pe_core.run_directory import EpochRecord
 from pe_core.weights import write_file
 
 
@@ -72,6 +72,10 @@ class TrainReporter:
     def steps(self, done: int, total: int, loss: float) -> None:
         """Move the bar."""
         self._progress.update(self._task, completed=done, total=total, loss=f"loss {loss:.4f}")
+
+    def note(self, text: str) -> None:
+        """Print a line of its own."""
+        console.print(text, markup=False)
 
     def epoch(self, record: EpochRecord) -> None:
         """Print the line of an epoch."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from pe_core.cli.reporting import TrainReporter, check_json, console, run_folder, write_json
 from pe_core.cli.wing import count_weights, engine_type, require_framework, versions
 from pe_core.config import ComputeConfig, Features, ModelConfig, Tokens, TrainConfig
-from pe_core.data import Dataset, load, steps_per_epoch
+from pe_core.data import DATA_NAMES, Dataset, load, steps_per_epoch
 from pe_core.encodings import parse_encoding
+from pe_core.errors import require_integer
+from pe_core.run_directory import RunDirectory
 from pe_core.schedule import make_schedule
-from pe_core.training import RunDirectory, check_data, train
+from pe_core.training import TrainResult, check_data, train
 
 VERBS: Final = {"train": "train", "validation": "validate", "test": "test"}
 
@@ -46,6 +49,8 @@ class TrainOptions:
         seed: of the initial weights, the order of the data, the dropout and the split.
         precision: float32, float64 or bfloat16.
         dropout_rng: shared (the same masks in both frameworks) or native (the framework's own).
+        checkpoint_every: steps between checkpoints; the end of every epoch when not given.
+        stop_at: stop with a checkpoint after so many steps; pe resume goes on.
         out: where the run's files go, a new or empty folder; runs/DATA-FRAMEWORK when not given.
         json: write the figures of the run to this file.
     """
@@ -74,6 +79,8 @@ class TrainOptions:
     seed: int = TrainConfig.seed
     precision: str = ComputeConfig.precision
     dropout_rng: str = ComputeConfig.dropout_rng
+    checkpoint_every: int | None = None
+    stop_at: int | None = None
     out: str | None = None
     json: str | None = None
 
@@ -110,6 +117,9 @@ def run(options: TrainOptions) -> int:
     settings = train_config(options)
     require_framework(options.framework)
     check_json(options.json)
+    for name, value in (("checkpoint_every", options.checkpoint_every), ("stop_at", options.stop_at)):
+        if value is not None:
+            require_integer(name, value, 1)
     data = load(options.data, test=options.test, seed=options.seed)
     config = model_config(options, data)
     out = run_folder(options.out, f"{data.name}-{options.framework}")
@@ -134,26 +144,48 @@ def run(options: TrainOptions) -> int:
             compute=compute,
             reporter=reporter,
             out=out,
-            description={"framework": options.framework, "versions": found},
+            description={"framework": options.framework, "source": source(options), "versions": found},
+            checkpoint_every=options.checkpoint_every,
+            stop_at=options.stop_at,
         )
+    return conclude(result, options.framework, data.name, out, options.json)
+
+
+def source(options: TrainOptions) -> dict[str, str | None]:
+    """Return where the data come from, in words that hold in another folder too."""
+
+    def absolute(name: str | None) -> str | None:
+        return name if name is None or name in DATA_NAMES else str(Path(name).resolve())
+
+    return {"data": absolute(options.data), "test": absolute(options.test)}
+
+
+def conclude(result: TrainResult, framework: str, data: str, out: Path, json: str | None) -> int:
+    """Say what came of a run, and write it for machines."""
+    found = versions()
+    if not result.finished:
+        console.print(f"stopped after step {result.steps:,} with a checkpoint; go on with: pe resume {out}")
+        write_json(json, {"framework": framework, "data": data, "steps": result.steps, "finished": False, "versions": found})
+        return 0
     last = result.records[-1]
     if result.test_accuracy is not None:
         console.print(f"test loss {result.test_loss:.4f}, accuracy {result.test_accuracy:.3f}")
     speed = "" if math.isnan(result.seconds_per_step) else f"{1e3 * result.seconds_per_step:.2f} ms a step; "
     console.print(f"{speed}model in {out / 'model'}, metrics in {out / 'metrics.jsonl'}")
     record = {
-        "framework": options.framework,
-        "data": data.name,
+        "framework": framework,
+        "data": data,
         "train_loss": last.train_loss,
         "train_accuracy": last.train_accuracy,
         "validation_loss": last.validation_loss,
         "validation_accuracy": last.validation_accuracy,
         "seconds_per_step": None if math.isnan(result.seconds_per_step) else result.seconds_per_step,
         "steps": result.steps,
+        "finished": True,
         "model": str(out / "model"),
         "versions": found,
     }
     if result.test_accuracy is not None:
         record |= {"test_loss": result.test_loss, "test_accuracy": result.test_accuracy}
-    write_json(options.json, record)
+    write_json(json, record)
     return 0

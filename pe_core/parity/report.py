@@ -70,9 +70,9 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def failure_line(row: Row) -> str:
-    """Say which name left its budget and by how much."""
+    """Say which name left its budget and by how much, in two lines."""
     errors = ", ".join(f"{name} {value:.1e}" for name, value in row.errors.items())
-    return f"{row.name} is the first out of budget: {errors} to the referee, {row.mutual:.1e} between them, bound {row.bound:.1e}"
+    return f"first out of budget: {row.name}\n{errors} to the referee, {row.mutual:.1e} between them, bound {row.bound:.1e}"
 
 
 def _finite(value: float) -> float | None:
