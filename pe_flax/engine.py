@@ -75,7 +75,7 @@ class Engine:
             self._rest = parts[2]
             self._optimizer = make_optimizer(config, train, total_steps)
             live = self._put(arrays)
-            self._state = _State(live, jax.device_put(self._optimizer.init(live), self.device), jnp.array(True))
+            self._state = _State(live, jax.device_put(self._optimizer.init(live), self.device), jax.device_put(np.array(True), self.device))
         self._train_step = jax.jit(self._step, donate_argnums=0)
         self._evaluate = jax.jit(lambda weights, batch: self._loss(self._split(weights), batch, None)[1])
         self._predict = jax.jit(lambda weights, batch: self._logits(self._split(weights), batch, None))
@@ -144,7 +144,7 @@ class Engine:
                 return state._replace(count=count) if hasattr(state, "count") else state
 
             optimizer = jax.tree.map(replaced, self._state.optimizer, is_leaf=lambda item: hasattr(item, "count"))
-            self._state = _State(tree("param"), optimizer, jnp.array(True))
+            self._state = _State(tree("param"), optimizer, jax.device_put(np.array(True), self.device))
 
     def _mode(self) -> AbstractContextManager[Any]:
         return jax.enable_x64(True) if self.compute.precision == "float64" else nullcontext()
