@@ -435,4 +435,4 @@ def test_the_key_bias_has_no_gradient(label: str, name: str) -> None:
     for n in range(config.num_layers):
         query, key, value = gradients[f"layers.{n}.attention.qkv.bias"].reshape(3, config.d_model)
         assert distance(key, np.zeros_like(key), value) <= BUDGETS["gradient", "float32"].bound
-        assert distance(query, np.zeros_like(key), value) > BUDGETS["gradient", "float32"].fault
+        assert distance(query, np.zeros_like(key), value) > BUDGETS["gradient", "float32"].bound
