@@ -1,6 +1,7 @@
 """One core a worker, the CPU, strict frameworks, and shapes checked: set here, before any test imports a framework."""
 
 import os
+import signal
 
 # Two workers on two cores: more threads in each only get in the way. Read when the libraries are first imported.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -12,6 +13,9 @@ from jaxtyping import install_import_hook
 
 # The shapes written in annotations are checked at every call, in tests only: it has to be set before these modules are imported.
 install_import_hook(["pe_core.reference", "pe_core.random", "pe_torch", "pe_flax"], "beartype.beartype")
+
+# A job that a shell starts in the background ignores SIGINT, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import hypothesis
 import jax

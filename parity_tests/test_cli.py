@@ -784,7 +784,10 @@ def test_an_interrupt_ends_the_run_between_two_steps(tmp_path: Path, name: str) 
             if "1/100000" in line:
                 break
         running.send_signal(signal.SIGINT)
-        error = running.communicate()[1]
+        try:
+            error = running.communicate(timeout=120)[1]
+        finally:
+            running.kill()
     assert (running.returncode, error) == (130, "pe: error: interrupted; what was written so far is kept\n")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoints", "config.json", "metrics.jsonl"]
     lines = [strict(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -263,7 +263,10 @@ def test_signals_leave_a_run_that_goes_on(number: int, code: int, tmp_path: Path
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(number)
-    _, said = process.communicate()
+    try:
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == code, said
     if code > 0:
         assert said.startswith("pe: error: ")
