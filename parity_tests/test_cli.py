@@ -46,7 +46,7 @@ OPTIONS = {
     ),
     "resume": "framework checkpoint-every stop-at json",
     "predict": "data framework seed precision json",
-    "parity": "config encoding depth steps precision json",
+    "parity": "config encoding depth steps precision calibrate report json",
     "demo": "seed out json",
     "list": "",
 }
@@ -250,7 +250,12 @@ BAD_LINES = {
     f"{DUMMY} --config none.yaml": "--config none.yaml: no such file; check the path",
     "predict none --data dummy": "none is not a model directory, config.json is missing; pass a directory that save() or `pe train` wrote",
     "parity --depth foward": "unknown depth 'foward'; did you mean 'forward'?",
-    "parity --precision bfloat16": "unknown precision 'bfloat16'; did you mean 'float64'?",
+    "parity --precision float16": "unknown precision 'float16'; did you mean 'bfloat16'?",
+    "parity --calibrate 0": "calibrate must be at least 1, got 0",
+    "parity --calibrate --encoding none": (
+        "--encoding does not go with --calibrate or --report, which choose their models themselves; leave it out"
+    ),
+    "parity --report ''": "--report needs a folder, got ''; for example --report docs",
     "parity --steps 0": "steps must lie in 1 .. 10000, got 0",
     "parity --steps 5 --depth step": "--steps 5 goes with --depth run, got --depth step; leave one of them out",
     "parity --config none.json": "none.json does not exist; check the path",

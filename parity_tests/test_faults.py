@@ -2,55 +2,171 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from functools import cache
+from typing import Any
 
+import numpy as np
 import pytest
 
 from parity_tests.cases import CONFIGS, ENGINES, perturbed_arrays, small_batch
+from parity_tests.evidence import write_section
 from parity_tests.faults import FAULTS, Fault
-from pe_core.config import ComputeConfig, Precision
-from pe_core.parity import Comparison, Trace, compare, reference_trace, trace
-from pe_core.parity.trace import Depth
+from parity_tests.faults.fault import BOTH
+from pe_core import ComputeConfig, TrainConfig
+from pe_core.config import PRECISIONS, Precision
+from pe_core.engine import Engine
+from pe_core.parity import BUDGETS, Comparison, Trace, compare, moved_arrays, reference_trace, trace
+from pe_core.parity.budget import budget, quantity
+from pe_core.run_directory import state_shapes
+
+AREAS = {
+    "layers", "masks", "positions", "encodings", "initial laws", "optimizer", "schedule", "clipping", "loss weighting", "data order",
+    "random numbers", "dtype", "file layout",
+}  # fmt: skip
+
+
+def nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plant nothing."""
+
+
+def clean(fault: Fault) -> Fault:
+    """What a fault is seen in, without the fault: many share it."""
+    place = "forward/" if fault.depth == "forward" else fault.place.split("/")[0] + "/"
+    return replace(fault, area="none", name="nothing", place=place, patch=nothing, precisions=BOTH)
 
 
 @cache
-def referee(name: str, masked: bool, dropout: bool, depth: Depth) -> Trace:
-    config = CONFIGS[name]
-    arrays, batch = perturbed_arrays(config), small_batch(config, masked=masked)
-    exact = ComputeConfig(precision="float64")
-    found = trace(ENGINES["torch"], config, arrays, [batch], depth=depth, compute=exact, dropout=dropout)
-    # The reference comes last and takes the place of every tap; the order of names is the trace's own.
-    return found | reference_trace(config, arrays, batch, dropout=dropout)
+def expected(setting: Fault) -> Trace:
+    return setting.expected()
 
 
 def compared(fault: Fault, precision: Precision) -> Comparison:
-    config = CONFIGS[fault.config]
-    arrays, batch = perturbed_arrays(config), small_batch(config, masked=fault.masked)
-    expected = referee(fault.config, fault.masked, fault.dropout, fault.depth)
-    compute = ComputeConfig(precision=precision)
-    found = trace(ENGINES[fault.wing], config, arrays, [batch], depth=fault.depth, compute=compute, dropout=fault.dropout)
-    return compare(expected, {fault.wing: found}, precision)
+    right = expected(clean(fault))
+    moved = moved_arrays(right, perturbed_arrays(CONFIGS[fault.config])) if fault.depth == "run" else None
+    return compare(right, {fault.wing: fault.seen(precision)}, precision, moved=moved)
 
 
 # Flax compiles anew for every fault, so only the precision with the wider bounds is tried there.
-CASES = [(fault, precision) for fault in FAULTS for precision in ("float32", "float64") if fault.wing == "torch" or precision == "float32"]
+CASES = [(fault, precision) for fault in FAULTS for precision in (fault.precisions if fault.wing == "torch" else fault.precisions[-1:])]
 
 
-@pytest.mark.parametrize(
-    ("fault", "precision"), CASES, ids=[f"{fault.wing}-{fault.name}-{precision}".replace(" ", "-") for fault, precision in CASES]
-)
+def label(fault: Fault, precision: Precision) -> str:
+    return f"{fault.wing}-{fault.area}-{fault.name}-{precision}".replace(" ", "-")
+
+
+@pytest.mark.parametrize(("fault", "precision"), CASES, ids=[label(*case) for case in CASES])
 def test_fault_is_caught_where_it_was_planted(fault: Fault, precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
-    referee(fault.config, fault.masked, fault.dropout, fault.depth)
+    expected(clean(fault))
     fault.patch(monkeypatch)
     failure = compared(fault, precision).first_failure
     assert failure is not None, f"{fault.name} was not caught"
     assert failure.name == fault.place
+    if quantity(fault.place) != "exact":
+        assert failure.worst >= budget(fault.place, precision).fault
 
 
-@pytest.mark.parametrize(("wing", "precision"), [("torch", "float32"), ("torch", "float64"), ("flax", "float32")])
-@pytest.mark.parametrize(
-    ("config", "masked", "dropout"), sorted({(fault.config, fault.masked, fault.dropout) for fault in FAULTS}), ids=str
-)
-def test_no_false_alarm(config: str, masked: bool, dropout: bool, wing: str, precision: Precision) -> None:
-    clean = Fault("none", wing, "update/", lambda monkeypatch: None, config, masked, dropout)
-    assert compared(clean, precision).first_failure is None
+SETTINGS = dict.fromkeys((clean(fault), precision) for fault, precision in CASES)
+
+
+@pytest.mark.parametrize(("setting", "precision"), SETTINGS, ids=[f"{one.wing}-{number}" for number, (one, _) in enumerate(SETTINGS)])
+def test_no_false_alarm(setting: Fault, precision: Precision) -> None:
+    assert compared(setting, precision).first_failure is None
+
+
+# In bfloat16 a quantity has so much noise that few faults show; one that does, for each.
+IN_BFLOAT16 = {
+    "tap": "in the first layer only",
+    "loss": "filler rows in the loss",
+    "gradient": "negated",
+    "moment": "each weight apart",
+    "update": "read one step late",
+    "weights": "climbs",
+}
+
+
+@pytest.mark.parametrize("kind", IN_BFLOAT16)
+def test_bfloat16_hides_not_everything(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fault = next(fault for fault in FAULTS if fault.name == IN_BFLOAT16[kind] and fault.wing == "torch")
+    if kind == "weights":
+        # What is wrong from the first step on has grown by the end of the run.
+        fault = replace(fault, place="weights/", steps=4)
+    expected(clean(fault))
+    fault.patch(monkeypatch)
+    rows = [row for row in compared(fault, "bfloat16").rows if quantity(row.name) == kind]
+    worst = max(rows, key=lambda row: row.worst)
+    assert not worst.passed
+    assert worst.worst >= budget(worst.name, "bfloat16").fault
+
+
+def test_faults_are_planted_all_over_the_house() -> None:
+    assert {fault.area for fault in FAULTS} >= AREAS
+    assert len({(fault.area, fault.name) for fault in FAULTS}) >= 30
+
+
+# --- The long evidence ---
+
+
+@pytest.mark.evidence
+def test_the_table_of_faults() -> None:
+    """Every fault in every precision: the size of its effect, the noise, and where it was caught."""
+    rows: list[list[Any]] = []
+    smallest: dict[tuple[Any, str], float] = {}
+    for fault in FAULTS:
+        for precision in PRECISIONS if fault.wing == "torch" and fault.observe is None else fault.precisions:
+            expected(clean(fault))
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                fault.patch(monkeypatch)
+                found = compared(fault, precision)
+            at = next(row for row in found.rows if row.name == fault.place)
+            caught = found.first_failure
+            entry = budget(fault.place, precision)
+            where = "below the noise" if caught is None else "where it was planted" if caught.name == fault.place else f"`{caught.name}`"
+            rows.append([fault.area, fault.name, fault.wing, precision, f"`{fault.place}`", at.worst, entry.noise, entry.bound, where])
+            if precision in fault.precisions:
+                assert caught is not None
+                assert caught.name == fault.place
+                key: tuple[Any, str] = (quantity(fault.place), precision)
+                smallest[key] = min(smallest.get(key, math.inf), at.worst)
+    names = {(fault.area, fault.name) for fault in FAULTS}
+    text = [
+        f"{len(FAULTS)} faults ({len(names)} different ones, some in both wings), each a small patch of the running house. An effect",
+        "below the rounding of a precision cannot be seen there: such a fault is asked for in float64 alone. Exact things (initial",
+        "weights, order of the data, files, state) allow no difference at all.",
+    ]
+    columns = ["area", "fault", "wing", "precision", "planted at", "effect", "noise", "bound", "caught"]
+    write_section("faults", "Planted faults", text, columns, rows)
+    for key, effect in smallest.items():
+        if key[0] != "exact":
+            assert BUDGETS[key].fault <= effect
+
+
+CLEAN_RUNS = 100
+
+
+@pytest.mark.evidence
+def test_no_false_alarm_in_two_hundred_clean_runs() -> None:
+    """The same engines, other weights and other batches every time."""
+    rows: list[list[Any]] = []
+    for wing in ENGINES:
+        kept: dict[str, Engine] = {}
+        alarms, closest = 0, 0.0
+        for number in range(CLEAN_RUNS):
+            name = list(CONFIGS)[number % len(CONFIGS)]
+            config, arrays = CONFIGS[name], perturbed_arrays(CONFIGS[name], seed=number)
+            batch = small_batch(config, masked=True, seed=number)
+            right = trace(ENGINES["torch"], config, arrays, [batch], compute=ComputeConfig(precision="float64"))
+            right |= reference_trace(config, arrays, batch)
+            if name not in kept:
+                kept[name] = ENGINES[wing](config, arrays, TrainConfig(), ComputeConfig(), 1)
+            engine = kept[name]
+            zeros = {key: np.zeros(shape, np.float32) for key, shape in state_shapes(config).items() if key.startswith("adam/")}
+            engine.restore({f"param/{key}": array for key, array in arrays.items()} | zeros)
+            found = compare(right, {wing: trace(lambda *_, made=engine: made, config, arrays, [batch])}, "float32")
+            alarms += found.first_failure is not None
+            closest = max(closest, *(row.worst / row.bound for row in found.rows))
+        rows.append([wing, CLEAN_RUNS, alarms, closest])
+    text = ["Clean runs over the faults' own models, each with other weights and another batch, up to one step of Adam, in float32."]
+    write_section("false_alarms", "False alarms", text, ["wing", "clean runs", "alarms", "nearest to a bound, as a share of it"], rows)
+    assert [row[2] for row in rows] == [0, 0]

@@ -24,7 +24,7 @@ from pe_core.config import CLIP_EPSILON
 from pe_core.parameters import parameters
 from pe_core.parity.budget import BUDGETS
 from pe_core.parity.compare import Comparison, compare, distance
-from pe_core.parity.trace import Trace
+from pe_core.parity.trace import Trace, moved_arrays
 from pe_core.random import derive, normal, uniform
 from pe_core.schedule import Schedule, make_schedule
 from pe_flax.optimizer import AdamState, clip_factor, global_norm
@@ -222,7 +222,7 @@ def numpy_run(case: Case, fault: Fault | None = None) -> Trace:
 def judged(case: Case, traces: Mapping[str, Trace], precision: str) -> Comparison:
     """The comparison of runs with torch's AdamW in float64; weights over the distance that they moved."""
     truth = referee(case)
-    return compare(truth, traces, precision, moved={name: truth[f"weights/{name}"] - array for name, array in initial().items()})
+    return compare(truth, traces, precision, moved=moved_arrays(truth, initial()))
 
 
 @pytest.mark.parametrize("case", GRID, ids=str)

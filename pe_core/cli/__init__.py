@@ -27,7 +27,9 @@ COMMANDS: Final = {
     "train": Command(Line("train", train.TrainOptions, reads_config=True), train.run, "train a sequence classifier"),
     "resume": Command(Line("resume", resume.ResumeOptions, ("run",)), resume.run, "go on with a run that stopped, in either framework"),
     "predict": Command(Line("predict", predict.PredictOptions, ("model",)), predict.run, "classify sequences with a trained model"),
-    "parity": Command(Line("parity", parity.ParityOptions), parity.run, "compare the reference, PyTorch and Flax, name by name"),
+    "parity": Command(
+        Line("parity", parity.ParityOptions, alone=parity.ALONE), parity.run, "compare the reference, PyTorch and Flax, name by name"
+    ),
     "demo": Command(Line("demo", demo.DemoOptions), demo.run, "the same training in both frameworks, side by side"),
     "list": Command(Line("list", listing.ListOptions), listing.run, "encodings, data and frameworks that there are"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from argparse import SUPPRESS, Action, ArgumentError
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,9 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader
 from pe_core.errors import nearest
 
 # What stands for the value of an option in a help text, by the option or else by its type.
-METAVARS: Final = {"data": "NAME|FILE", "framework": "torch|flax", "test": "FILE", "config": "FILE", "json": "FILE", "out": "FOLDER"}
+METAVARS: Final = {
+    "data": "NAME|FILE", "framework": "torch|flax", "test": "FILE", "config": "FILE", "json": "FILE", "out": "FOLDER", "report": "FOLDER",
+}  # fmt: skip
 METAVARS_BY_TYPE: Final = {"int": "N", "float": "X", "bool": "true|false", "str": "NAME"}
 KINDS: Final = {"int": "a whole number", "float": "a finite number", "bool": "true or false", "str": "a text"}
 
@@ -49,13 +51,23 @@ class Line:
         kind: a dataclass; its docstring says what each option is.
         positionals: the options that are given without a name.
         reads_config: whether `--config FILE` holds options.
+        alone: what an option means that is given without a value.
     """
 
-    def __init__(self, command: str, kind: type[Any], positionals: Sequence[str] = (), *, reads_config: bool = False) -> None:
+    def __init__(
+        self,
+        command: str,
+        kind: type[Any],
+        positionals: Sequence[str] = (),
+        *,
+        reads_config: bool = False,
+        alone: Mapping[str, str] | None = None,
+    ) -> None:
         self.command = command
         self.kind = kind
         self.positionals = positionals
         self.reads_config = reads_config
+        self.alone = alone or {}
         self.types = {field.name: str(field.type) for field in fields(kind)}
 
     def parse(self, arguments: Sequence[str]) -> Any:
@@ -103,6 +115,8 @@ class Line:
             if action.option_strings and action.nargs != 0:
                 kind = self.types.get(action.dest, "str").split(" ")[0]
                 action.metavar = METAVARS.get(action.dest, METAVARS_BY_TYPE[kind])
+                if action.dest in self.alone:
+                    action.metavar = f"[{action.metavar}]"
         return parser
 
     def _split(self, arguments: Sequence[str]) -> tuple[list[str], str | None]:
@@ -111,6 +125,9 @@ class Line:
         for word in arguments:
             name, equals, value = word.partition("=")
             given.append(name[:2] + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word)
+        for number, word in enumerate(given):
+            if word[2:] in self.alone and (number + 1 == len(given) or given[number + 1].startswith("--")):
+                given[number] = f"{word}={self.alone[word[2:]]}"
         file = None
         while self.reads_config and (at := next((n for n, word in enumerate(given) if word.split("=")[0] == "--config"), None)) is not None:
             words = given[at : at + 1] if "=" in given[at] else given[at : at + 2]

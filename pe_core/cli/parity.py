@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from pe_core.cli import evidence
 from pe_core.cli.reporting import check_json, console, write_json
-from pe_core.cli.wing import count_weights, engine_type, require_framework, versions
-from pe_core.config import FRAMEWORKS, ModelConfig, Precision
+from pe_core.cli.wing import count_weights, engine_type, missing_packages, require_framework, versions
+from pe_core.config import FRAMEWORKS, PRECISIONS, ModelConfig, Precision
 from pe_core.encodings import ENCODINGS, parse_encoding
+from pe_core.engine import EngineType
 from pe_core.errors import require_integer, require_one_of
+from pe_core.parity.calibrate import CASES
 from pe_core.parity.report import failure_line, to_json, to_lines
 from pe_core.parity.study import DEFAULT_LENGTH, Study, default_model, study
 from pe_core.parity.trace import DEPTHS
@@ -19,6 +22,8 @@ from pe_core.weights import read_json
 
 # All batches of the run are in memory at once.
 MAX_STEPS: Final = 10_000
+# What an option means that is given without a value.
+ALONE: Final = {"calibrate": str(CASES), "report": "docs"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,9 @@ class ParityOptions:
         encoding: none, learned or sinusoidal with options, or all for one after the other; the config's own when not given.
         depth: how far to go, to forward, gradient, step or run.
         steps: of the run; five epochs when not given.
-        precision: float32 or float64; both when not given.
+        precision: float32, float64 or bfloat16; float64 and float32 when not given.
+        calibrate: instead, measure the noise over so many random models (100 when no number is given) and hold the budgets against it.
+        report: also measure how training drifts, some minutes, and write it all into this folder (docs when none is given).
         json: write every figure to this file.
     """
 
@@ -39,6 +46,8 @@ class ParityOptions:
     depth: str = "run"
     steps: int | None = None
     precision: str | None = None
+    calibrate: int | None = None
+    report: str | None = None
     json: str | None = None
 
 
@@ -46,23 +55,28 @@ def run(options: ParityOptions) -> int:
     """Print a table for each model and precision; return 1 when anything leaves its budget."""
     require_one_of("depth", options.depth, DEPTHS)
     if options.precision is not None:
-        require_one_of("precision", options.precision, ("float32", "float64"))
+        require_one_of("precision", options.precision, PRECISIONS)
     if options.steps is not None:
         require_integer("steps", options.steps, 1, MAX_STEPS)
         if options.depth != "run":
             raise ValueError(f"--steps {options.steps} goes with --depth run, got --depth {options.depth}; leave one of them out")
-    for name in FRAMEWORKS:
-        require_framework(name)
+    if options.calibrate is not None:
+        require_integer("calibrate", options.calibrate, 1)
+    _check_report(options)
     check_json(options.json)
     precisions: tuple[Precision, ...] = ("float64", "float32") if options.precision is None else (options.precision,)  # type: ignore[assignment]
     models = _models(options)
-    engine_types = {name: engine_type(name) for name in FRAMEWORKS}
+    engine_types = _installed()
+    if options.calibrate is not None:
+        return evidence.run_calibration(engine_types, options.calibrate, None if options.report is None else Path(options.report))
+    if options.report is not None:
+        return evidence.run_report(engine_types, Path(options.report), options.steps or evidence.FLOOR_STEPS)
     passed = True
     studies: dict[str, Any] = {}
     console.print("Worst relative distance to the referee, of each framework, and between the frameworks. The referee:")
-    console.print("the reference in NumPy float64 for taps and loss, torch in float64 for all that training adds.")
+    console.print(f"the reference in NumPy float64 for taps and loss, {next(iter(engine_types))} in float64 for all that training adds.")
     for name, config in models.items():
-        with console.status(f"{name}: running both frameworks"):
+        with console.status(f"{name}: running {' and '.join(engine_types)}"):
             found = study(engine_types, config, precisions, depth=options.depth, steps=options.steps)  # type: ignore[arg-type]
         studies[name] = {}
         for precision, one in found.items():
@@ -73,8 +87,35 @@ def run(options: ParityOptions) -> int:
             passed &= one.passed
             studies[name][precision] = to_json(one.comparison) | {"equal_after_rounding": one.equal, "weights": one.total}
     write_json(options.json, {"passed": passed, "depth": options.depth, "studies": studies, "versions": versions()})
-    console.print(f"\n{'The frameworks agree.' if passed else 'The frameworks do not agree.'}")
+    if len(engine_types) < len(FRAMEWORKS):
+        agreement = f"{next(iter(engine_types))} keeps its budgets." if passed else f"{next(iter(engine_types))} leaves its budgets."
+    else:
+        agreement = "The frameworks agree." if passed else "The frameworks do not agree."
+    console.print(f"\n{agreement}")
     return 0 if passed else 1
+
+
+def _installed() -> dict[str, EngineType]:
+    """Return the engines that are here, and say what is missing; raise where none is."""
+    missing = [name for name in FRAMEWORKS if missing_packages(name)]
+    if len(missing) == len(FRAMEWORKS):
+        require_framework(missing[0])
+    for name in missing:
+        console.print(f"Without {name}, nothing is compared between frameworks; install it with: pip install 'positional-encoding[{name}]'")
+    return {name: engine_type(name) for name in FRAMEWORKS if name not in missing}
+
+
+def _check_report(options: ParityOptions) -> None:
+    """Raise one clear line where the folder of --report cannot be, or where it is given with what it does not go with."""
+    if options.report is None and options.calibrate is None:
+        return
+    for name in ("config", "encoding", "precision", "json"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name} does not go with --calibrate or --report, which choose their models themselves; leave it out")
+    if options.calibrate is not None and options.steps is not None:
+        raise ValueError(f"--steps {options.steps} does not go with --calibrate; leave it out")
+    if options.report is not None and (not options.report or (Path(options.report).exists() and not Path(options.report).is_dir())):
+        raise ValueError(f"--report needs a folder, got {options.report!r}; for example --report docs")
 
 
 def _lines(one: Study) -> Iterator[str]:

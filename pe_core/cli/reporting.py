@@ -87,6 +87,36 @@ class TrainReporter:
             )
 
 
+class Bar:
+    """A progress bar over a number of like things, where there is a terminal; a line now and then elsewhere.
+
+    Args:
+        title: in front of the bar.
+        total: how many there are.
+    """
+
+    def __init__(self, title: str, total: int) -> None:
+        self.title, self.total = title, total
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._progress.add_task(title, total=total)
+        self._tenths = 0
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def __call__(self, done: int) -> None:
+        """So many are done."""
+        self._progress.update(self._task, completed=done)
+        if not console.is_terminal and 10 * done // self.total > self._tenths:
+            self._tenths = 10 * done // self.total
+            console.print(f"{self.title}: {done:,} of {self.total:,}")
+
+
 def check_json(path: str | None) -> None:
     """Raise one clear line, before the work begins, where the file of --json could not be written; None is fine."""
     if path is None:

@@ -8,6 +8,7 @@ import importlib.util
 import math
 import os
 import platform
+from pathlib import Path
 from typing import Any, Final, cast
 
 from pe_core.config import FRAMEWORKS, ModelConfig
@@ -89,4 +90,14 @@ def versions() -> dict[str, Any]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found | {"machine": platform.machine(), "cores": os.cpu_count()}
+    found |= {"machine": platform.machine(), "cores": os.cpu_count(), "processor": _processor()}
+    return found | {"threads": os.environ.get("OMP_NUM_THREADS", "default")}
+
+
+def _processor() -> str:
+    """The name of the processor; what the platform says where it is not to be had."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())

@@ -2,6 +2,6 @@
 
 from pe_core.parity.budget import BUDGETS, Budget, budget
 from pe_core.parity.compare import Comparison, Row, compare, distance
-from pe_core.parity.trace import Trace, reference_trace, trace
+from pe_core.parity.trace import Trace, moved_arrays, reference_trace, trace
 
-__all__ = ["BUDGETS", "Budget", "Comparison", "Row", "Trace", "budget", "compare", "distance", "reference_trace", "trace"]
+__all__ = ["BUDGETS", "Budget", "Comparison", "Row", "Trace", "budget", "compare", "distance", "moved_arrays", "reference_trace", "trace"]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from pe_core.parity.budget import budget
 from pe_core.parity.trace import Trace
+
+# The kinds of names that are measured by an average over all of them too.
+AVERAGED: Final = ("gradient/", "moment/m/", "moment/v/")
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,16 @@ class Comparison:
         return next((row for row in self.rows if not row.passed), None)
 
 
-def distance(a: np.ndarray, b: np.ndarray, scale: np.ndarray) -> float:
+def distance(a: np.ndarray, b: np.ndarray, scale: np.ndarray, least: float = 0.0) -> float:
     """Return the norm of a - b over the norm of the scale; infinite where shapes or the places of NaN differ.
 
     NaN is equal to NaN in the same place; a scale of zero allows no difference.
+
+    Args:
+        a: an array.
+        b: another.
+        scale: what the difference is a share of.
+        least: the norm is taken to be no less.
     """
     if a.shape != b.shape:
         return float("inf")
@@ -63,21 +74,23 @@ def distance(a: np.ndarray, b: np.ndarray, scale: np.ndarray) -> float:
     if not np.array_equal(np.isnan(a), np.isnan(b)):
         return float("inf")
     difference = float(np.linalg.norm(np.nan_to_num(a - b, nan=0.0).ravel()))
-    norm = float(np.linalg.norm(np.nan_to_num(scale).ravel()))
+    norm = max(float(np.linalg.norm(np.nan_to_num(scale).ravel())), least)
     return 0.0 if difference == 0.0 else difference / norm if norm > 0.0 else float("inf")
 
 
 def compare(referee: Trace, traces: Mapping[str, Trace], precision: str, *, moved: Mapping[str, np.ndarray] | None = None) -> Comparison:
     """Return the comparison of traces with the referee's, name by name in the order of the first trace.
 
-    A name that one trace lacks is at an infinite distance.
+    A name that one trace lacks is at an infinite distance. A gradient that is small because its terms cancel carries the rounding of those
+    terms; so gradients and moments are a share of their own norm or of that of an average weight of their size, whichever is larger.
 
     Args:
         referee: the trace to be near to.
         traces: one for each framework.
         precision: of the traces; chooses the budgets.
-        moved: how far training moved each weight, the scale of `weights/<name>`.
+        moved: how far training moved each weight, the scale of its name.
     """
+    sizes = {kind: _typical_size(referee, kind) for kind in AVERAGED}
     names = list(referee) + [name for found in traces.values() for name in found if name not in referee]
     rows = []
     for name in dict.fromkeys(names):
@@ -85,9 +98,19 @@ def compare(referee: Trace, traces: Mapping[str, Trace], precision: str, *, move
         if name not in referee or len(found) < len(traces):
             errors, mutual = {label: 0.0 if label in found else float("inf") for label in traces}, float("inf")
         else:
-            scale = moved[name.removeprefix("weights/")] if moved is not None and name.startswith("weights/") else referee[name]
-            errors = {label: distance(array, referee[name], scale) for label, array in found.items()}
+            # What is only a gauge is measured by the weights beside it: of itself, it has no size.
+            beside = name.removeprefix("gauge/")
+            scale = referee[beside] if moved is None else moved.get(beside, referee[beside])
+            least = next((size for kind, size in sizes.items() if name.startswith(kind)), 0.0) * math.sqrt(scale.size)
+            errors = {label: distance(array, referee[name], scale, least) for label, array in found.items()}
             arrays = list(found.values())
-            mutual = max((distance(a, b, scale) for i, a in enumerate(arrays) for b in arrays[:i]), default=0.0)
+            mutual = max((distance(a, b, scale, least) for i, a in enumerate(arrays) for b in arrays[:i]), default=0.0)
         rows.append(Row(name, errors, mutual, budget(name, precision).bound))
     return Comparison(precision, tuple(rows))
+
+
+def _typical_size(referee: Trace, kind: str) -> float:
+    """The root of the mean square over all elements of a kind."""
+    arrays = [np.asarray(array, np.float64) for name, array in referee.items() if name.startswith(kind)]
+    count = sum(array.size for array in arrays)
+    return math.sqrt(sum(float((array**2).sum()) for array in arrays) / count) if count else 0.0

@@ -12,8 +12,10 @@ TITLES = {
     "tap": "taps",
     "loss": "loss",
     "gradient": "gradients",
+    "moment": "moments of Adam",
     "update": "one step of Adam",
     "weights": "weights after the run",
+    "gauge": "key biases, without effect",
 }
 
 
@@ -38,7 +40,8 @@ def to_lines(comparison: Comparison) -> list[str]:
     table = [["     compared", *frameworks, "between", "bound", "", "worst name"]]
     for row in summary(comparison):
         kind = quantity(row.name)
-        figures = [f"{value:.1e}" for value in (*(row.errors[name] for name in frameworks), row.mutual, row.bound)]
+        figures = [f"{value:.1e}" for value in (*(row.errors[name] for name in frameworks), row.mutual)]
+        figures.append(f"{row.bound:.1e}" if math.isfinite(row.bound) else "none")
         verdict, name = "ok" if row.passed else "FAILED", row.name.removeprefix(f"{kind}/")
         table.append([f"{count(comparison, kind):4d} {TITLES[kind]}", *figures, verdict, name])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -61,7 +64,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
                 "name": row.name,
                 "errors": {name: _finite(value) for name, value in row.errors.items()},
                 "mutual": _finite(row.mutual),
-                "bound": row.bound,
+                "bound": _finite(row.bound),
                 "passed": row.passed,
             }
             for row in comparison.rows

@@ -13,7 +13,7 @@ from pe_core.encodings import LearnedTable
 from pe_core.engine import EngineType
 from pe_core.initial import initial_arrays
 from pe_core.parity.compare import Comparison, compare
-from pe_core.parity.trace import Depth, Trace, reference_trace, trace
+from pe_core.parity.trace import Depth, Trace, moved_arrays, reference_trace, trace
 from pe_core.random import DATA, derive, normal, uniform
 
 DEFAULT_LENGTH = 10
@@ -85,13 +85,14 @@ def study(
     found = study_batches(config, options, steps if depth == "run" else 1)
     exact = _traces(engine_types, config, arrays, found, depth, options, "float64")
     referee = next(iter(exact.values())) | reference_trace(config, arrays, found[0], seed=options.seed)
-    moved = {name: referee[f"weights/{name}"] - array for name, array in arrays.items()} if depth == "run" else None
+    moved = moved_arrays(referee, arrays) if depth == "run" else None
+    trained = [name for name in moved or {} if name.startswith("weights/")]
     studies: dict[str, Study] = {}
     for precision in precisions:
         traces = exact if precision == "float64" else _traces(engine_types, config, arrays, found, depth, options, precision)
         comparison = compare(referee, traces, precision, moved=moved)
-        equal = None if moved is None else sum(_equal([one[f"weights/{name}"] for one in traces.values()]) for name in arrays)
-        studies[precision] = Study(comparison, equal, sum(array.size for array in arrays.values()))
+        equal = None if moved is None else sum(_equal([one[name] for one in traces.values()]) for name in trained)
+        studies[precision] = Study(comparison, equal, sum(referee[name].size for name in trained))
     return studies
 
 

@@ -1,7 +1,9 @@
 """A trace: an ordered dictionary of named arrays, made by running the real model.
 
-Names: taps as the model calls them, then `loss`, `gradient/<weight>`, `update/<weight>` (what one step adds) and `weights/<weight>` (after
-the last step of a run).
+Names: taps as the model calls them, then `loss`, `gradient/<weight>`, `moment/m/<weight>` and `moment/v/<weight>` (of Adam after one step),
+`update/<weight>` (what that step adds) and `weights/<weight>` (after the last step of a run). A key bias shifts all logits of a query
+alike, so it has no effect and no gradient but rounding, which Adam turns into steps as large as any: what training does to its rows
+stands apart, under `gauge/update/...` and so on.
 """
 
 from __future__ import annotations
@@ -55,12 +57,32 @@ def trace(
         return found
     before = engine.weights()
     engine.train_step(steps[0], 0)
-    found |= {f"update/{name}": after - before[name] for name, after in engine.weights().items()}
+    state = engine.state()
+    for kind in ("m", "v"):
+        found |= {f"moment/{kind}/{name}": state[f"adam/{kind}/{name}"] for name in before}
+    found |= _trained("update", {name: state[f"param/{name}"] - array for name, array in before.items()})
     if depth == "step":
         return found
     for number, batch in enumerate(steps[1:], start=1):
         engine.train_step(batch, number)
-    return found | {f"weights/{name}": array for name, array in engine.weights().items()}
+    return found | _trained("weights", engine.weights())
+
+
+def moved_arrays(referee: Trace, arrays: Mapping[str, np.ndarray]) -> Trace:
+    """Return how far each weight moved in the run of a trace, under the names that it has there."""
+    return {name: referee[name] - before for name, before in _trained("weights", arrays).items()}
+
+
+def _trained(kind: str, arrays: Mapping[str, np.ndarray]) -> Trace:
+    found: Trace = {}
+    for name, array in arrays.items():
+        if name.endswith("attention.qkv.bias"):
+            query, key, value = np.split(array, 3)
+            found[f"{kind}/{name}"] = np.concatenate([query, value])
+            found[f"gauge/{kind}/{name}"] = key
+        else:
+            found[f"{kind}/{name}"] = array
+    return found
 
 
 def reference_trace(config: ModelConfig, arrays: Mapping[str, np.ndarray], batch: Batch, *, seed: int = 0, dropout: bool = False) -> Trace:
