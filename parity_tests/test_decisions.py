@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -227,6 +228,26 @@ def test_a_masked_step_loses_to_any_real_one(column: str) -> None:
         pool = WINGS[column].classifier(config, arrays).pooling
         pooled = WINGS[column].call(pool, x, real=mask, segment_ids=None, num_segments=None)
     assert np.array_equal(pooled, x[:, 1])
+
+
+@in_each_wing
+def test_a_query_without_a_key_sends_no_gradient(label: str) -> None:
+    wing, drawn = WINGS[label], [normal(derive(0, 82, part), (2, 3, LENGTH, 5)).astype(np.float32) for part in range(3)]
+    allowed = wing.array(np.array([True, False])[:, None, None, None].repeat(LENGTH, axis=-1))
+
+    def total(*parts: Any) -> Any:
+        return wing.package.attention.attend(*parts, allowed, lambda x: x).sum()
+
+    if label == "torch":
+        live = [wing.array(array).requires_grad_() for array in drawn]
+        total(*live).backward()
+        gradients = [part.grad.numpy() for part in live]
+    else:
+        found = jax.grad(total, argnums=(0, 1, 2))(*(wing.array(array.swapaxes(1, 2)) for array in drawn))
+        gradients = [np.asarray(gradient) for gradient in found]
+    for gradient in gradients:
+        assert gradient[0].any()
+        assert np.array_equal(gradient[1], np.zeros_like(gradient[1]))
 
 
 @in_each_wing
