@@ -52,7 +52,7 @@ def present(package: str) -> set[str]:
 def test_tree_is_the_house() -> None:
     assert TREE is not None
     found = described(TREE.group(1))
-    assert set(found) == {"pe_core", "pe_torch", "parity_tests", "benchmarks", "scripts"}
+    assert set(found) == {"pe_core", "pe_torch", "parity_tests", "docs", "benchmarks", "scripts"}
     assert found["pe_core"] == present("pe_core")
     assert found["pe_torch"] == present("pe_torch") == present("pe_flax")
     assert all(name in TREE.group(1) for name in present("scripts"))
