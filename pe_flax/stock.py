@@ -23,7 +23,8 @@ from pe_flax.weights import load_arrays, to_arrays
 def import_adam(model: SequenceClassifier, optimizer: nnx.Optimizer) -> dict[str, np.ndarray]:
     """Return the state of an engine that goes on where a stock optimizer is, as `Engine.restore` takes it.
 
-    What the optimizer was asked for, such as its decay rates, stays behind: the engine's `TrainConfig` must say the same.
+    What the optimizer was asked for, such as its decay rates, stays behind: the engine's `TrainConfig` must say the same. float64 needs
+    `jax_enable_x64`, as the model does.
 
     Args:
         model: the model in training.
@@ -67,8 +68,6 @@ def export_adam(arrays: Mapping[str, np.ndarray], model: SequenceClassifier, opt
 
 def _adam(model: SequenceClassifier, optimizer: nnx.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
     """The two moments, and every counter by where it stands, once the optimizer is known to be a plain Adam over exactly the weights."""
-    if not isinstance(optimizer, nnx.Optimizer):
-        raise ValueError(f"the optimizer is {type(optimizer).__name__}; pass an nnx.Optimizer(model, optax.adamw(...), wrt=nnx.Param)")
     states = dict(_states(optimizer.opt_state, "opt_state"))
     found = [where for where, state in states.items() if hasattr(state, "mu")]
     if len(found) != 1:
@@ -78,7 +77,7 @@ def _adam(model: SequenceClassifier, optimizer: nnx.Optimizer) -> tuple[dict[str
     weights = canonical_variables(model)
     for field, tree in zip(("mu", "nu"), moments.values(), strict=True):
         # optax.masked leaves a hole where a weight has no state.
-        held = {name: pair for name, pair in canonical_variables(tree).items() if isinstance(pair[0], nnx.Variable)}
+        held = {name: pair for name, pair in canonical_variables(tree).items() if hasattr(pair[0], "shape")}
         shapes = {name: variable.shape[::-1] if transposed else variable.shape for name, (variable, transposed) in held.items()}
         check_arrays(parameters(model.config), shapes, f"{where}.{field}")
         for name, (variable, _) in held.items():
