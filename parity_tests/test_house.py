@@ -20,6 +20,7 @@ MIRROR_EXCEPTIONS = {
     "dropout.py: dropout_keep": "torch makes a tensor on a device, XLA where the program runs",
     "layers.py: zeros": "torch.empty",
     "optimizer.py: Adam": "a torch.optim.Optimizer",
+    "optimizer.py: require_plain": "torch keeps the options of an optimizer with its state, optax does not",
     "optimizer.py: parameter_groups": "torch tells decay by groups",
     "optimizer.py: adam": "an optax.GradientTransformation",
     "optimizer.py: AdamState": "optax keeps the state outside",

@@ -1,4 +1,4 @@
-"""What the README says holds: its code runs, its tree is the house, its figures keep the bounds."""
+"""What the README and the pages of docs/ say holds: their code runs, the tree is the house, the figures keep the bounds."""
 
 from __future__ import annotations
 
@@ -12,21 +12,27 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = {
+    f"{page.name}-{number}": block
+    for page in PAGES
+    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE))
+}
 TREE = re.search(r"^## The house\n\n```\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
 def test_example_comes_early() -> None:
     first = README.splitlines().index("```python")
     assert first < 10
-    assert len(BLOCKS[0].splitlines()) <= 13
-    assert README[: README.index(BLOCKS[0])].count("\n") + len(BLOCKS[0].splitlines()) <= 25
+    block = BLOCKS["README.md-0"]
+    assert len(block.splitlines()) <= 13
+    assert README[: README.index(block)].count("\n") + len(block.splitlines()) <= 25
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0])
-def test_code_runs(block: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", list(BLOCKS))
+def test_code_runs(name: str, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
-    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", BLOCKS[name]], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

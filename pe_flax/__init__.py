@@ -3,6 +3,7 @@
 from pe_flax.encoder import Encoder, SequenceClassifier
 from pe_flax.encodings import LearnedTableEncoding, SinusoidalEncoding
 from pe_flax.optimizer import adam
+from pe_flax.stock import export_adam, import_adam
 from pe_flax.weights import from_arrays, load, save, to_arrays
 
 __all__ = [
@@ -11,7 +12,9 @@ __all__ = [
     "SequenceClassifier",
     "SinusoidalEncoding",
     "adam",
+    "export_adam",
     "from_arrays",
+    "import_adam",
     "load",
     "save",
     "to_arrays",

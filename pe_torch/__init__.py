@@ -3,6 +3,7 @@
 from pe_torch.encoder import Encoder, SequenceClassifier
 from pe_torch.encodings import LearnedTableEncoding, SinusoidalEncoding
 from pe_torch.optimizer import Adam
+from pe_torch.stock import export_adam, import_adam
 from pe_torch.weights import from_arrays, load, save, to_arrays
 
 __all__ = [
@@ -11,7 +12,9 @@ __all__ = [
     "LearnedTableEncoding",
     "SequenceClassifier",
     "SinusoidalEncoding",
+    "export_adam",
     "from_arrays",
+    "import_adam",
     "load",
     "save",
     "to_arrays",

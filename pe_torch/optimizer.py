@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast, overload
 
 import torch
@@ -56,6 +56,17 @@ class Adam(torch.optim.AdamW):
             # Kept in the groups, so that state_dict() carries it.
             group["count"] = 0
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state, as torch does.
+
+        Raises:
+            ValueError: it is the state of a stock optimizer, which does not count, or of one with other formulas.
+        """
+        require_plain(state_dict["param_groups"])
+        if not all("count" in group for group in state_dict["param_groups"]):
+            raise ValueError("the state has no count, so it is not of pe_torch.Adam; load it into torch.optim.AdamW and use import_adam")
+        super().load_state_dict(state_dict)
+
     @overload
     def step(self, closure: None = None) -> None: ...
 
@@ -85,6 +96,19 @@ class Adam(torch.optim.AdamW):
             group["count"] += 1
         super().step()
         return loss
+
+
+def require_plain(groups: Iterable[Mapping[str, Any]]) -> None:
+    """Raise a ValueError where a group of an optimizer asks for another formula than that of AdamW."""
+    for number, group in enumerate(groups):
+        for option in ("amsgrad", "maximize"):
+            if group.get(option):
+                raise ValueError(f"group {number} of the optimizer has {option}=True, which is not supported; train it with {option}=False")
+        if group["weight_decay"] and not group.get("decoupled_weight_decay", True):
+            raise ValueError(
+                f"group {number} of the optimizer has weight_decay={group['weight_decay']} in the gradient, which is not supported;"
+                " use torch.optim.AdamW"
+            )
 
 
 def parameter_groups(model: nn.Module, config: ModelConfig, weight_decay: float) -> list[dict[str, Any]]:
