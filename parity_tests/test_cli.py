@@ -26,6 +26,7 @@ from pe_core.cli import COMMANDS, demo, listing, main
 from pe_core.config import FRAMEWORKS
 from pe_core.data import DATA_NAMES, load, read
 from pe_core.encodings import ENCODINGS
+from pe_core.files import SIGNATURE, signed_json
 from pe_core.parity.budget import budget
 from pe_core.parity.compare import distance
 from pe_core.parity.study import default_model
@@ -388,7 +389,8 @@ def in_config(**changes: Any) -> Callable[[Path], None]:
         record = json.loads((model / "config.json").read_text())
         for name, value in changes.items():
             (record["model"] if name in record["model"] or name == "d_mdel" else record)[name] = value
-        (model / "config.json").write_text(json.dumps(record))
+        del record[SIGNATURE]
+        (model / "config.json").write_bytes(signed_json(record))
 
     return change
 

@@ -14,6 +14,7 @@ from pe_core.data import load, steps_per_epoch
 from pe_core.errors import require_integer
 from pe_core.run_directory import CONFIG_FILE, MODEL_FOLDER, RunDirectory
 from pe_core.training import train
+from pe_core.weights import is_saved
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def run(options: ResumeOptions) -> int:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{directory.path / CONFIG_FILE} is not that of a run ({error}); restore it from a copy") from None
     require_framework(framework)
-    if (directory.path / MODEL_FOLDER).is_dir():
+    if is_saved(directory.path / MODEL_FOLDER):
         raise ValueError(f"{options.run} is finished, its model is in {directory.path / MODEL_FOLDER}; train again for another run")
     data = load(source["data"], test=source["test"], seed=settings.seed)
     make = engine_type(framework)
