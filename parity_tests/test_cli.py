@@ -429,7 +429,7 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
     "another size": (in_config(d_model=16), "misshapen: input.weight is (8, 3), not (16, 3)"),
     "names": (in_weights(head__bias=None, heda__bias=ZEROS), "missing: head.bias; unexpected: heda.bias; load it with"),
     "shape": (in_weights(head__bias=ZEROS[:2]), "misshapen: head.bias is (2,), not (3,)"),
-    "dtype": (in_weights(head__bias=ZEROS.astype(np.int32)), "head.bias holds int32"),
+    "dtype": (in_weights(head__bias=ZEROS.astype(np.int32)), "head.bias has dtype I32, known are"),
     "not finite": (in_weights(head__bias=ZEROS + np.inf), "head.bias holds NaN or infinity"),
     "too few classes": (in_config(class_names=["a"]), "config.json: class_names must be 3 different names, got ['a']"),
     "class numbers": (in_config(class_names=[1, 2, 3]), "class_names must be 3 different names"),

@@ -77,8 +77,8 @@ def signed_json(record: Mapping[str, Any]) -> bytes:
     return (json.dumps({**record, SIGNATURE: {name: _digest(value) for name, value in record.items()}}, indent=2) + "\n").encode()
 
 
-def read_signed(path: Path) -> dict[str, Any]:
-    """Return the object of a file that `signed_json` made, with its signature, which is not looked at yet."""
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds; errors are those of `read_json`."""
     record = read_json(path)
     if not isinstance(record, dict):
         raise DamagedError(f"{path} must hold an object, got {str(record)[:40]}; restore it from a copy")

@@ -16,7 +16,7 @@ from pe_core.checkpoint import Checkpoint, CheckpointError, newest_checkpoint, s
 from pe_core.config import ModelConfig
 from pe_core.data import Dataset
 from pe_core.errors import require_integer
-from pe_core.files import DamagedError, naming, read_signed, require_signature, signed_json, write_file
+from pe_core.files import DamagedError, naming, read_object, signed_json, write_file
 from pe_core.parameters import parameters
 
 METRICS_FILE: Final = "metrics.jsonl"
@@ -85,21 +85,18 @@ class RunDirectory:
             FileExistsError: the folder already holds something.
         """
         self.require_free()
-        with naming(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         write_file(self.path / CONFIG_FILE, signed_json(record))
 
     def config(self) -> dict[str, Any]:
-        """Return what the run is.
+        """Return what the run is; the signature is for the caller to check, once the fields are.
 
         Raises:
             FileNotFoundError, ValueError: there is no run, or its config is damaged.
         """
         if not (self.path / CONFIG_FILE).is_file():
             raise FileNotFoundError(f"{self.path} is not the folder of a run, {CONFIG_FILE} is missing; pass one that `pe train` wrote")
-        record = read_signed(self.path / CONFIG_FILE)
-        require_signature(self.path / CONFIG_FILE, record)
-        return record
+        return read_object(self.path / CONFIG_FILE)
 
     def add(self, kind: str, record: dict[str, Any]) -> None:
         """Keep a line for `metrics.jsonl`."""

@@ -14,7 +14,7 @@ import numpy as np
 import safetensors.numpy
 
 from pe_core.config import ModelConfig
-from pe_core.files import SIGNATURE, DamagedError, naming, read_json, require_signature, signed_json, write_file
+from pe_core.files import SIGNATURE, DamagedError, read_json, require_signature, signed_json, write_file
 from pe_core.parameters import Parameter, parameters
 from pe_core.tensors import array_bytes, open_tensors
 
@@ -50,8 +50,7 @@ def save_model(directory: str | os.PathLike[str], saved: SavedModel) -> None:
     folder = Path(directory)
     _require_details(saved.details, "the model")
     record = {"format": FORMAT, "model": saved.config.to_json(), **saved.details}
-    with naming(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     # safetensors writes the memory of an array as it lies and ignores strides; only contiguous arrays come back as they were.
     arrays = {item.name: np.ascontiguousarray(saved.arrays[item.name]) for item in parameters(saved.config)}
     # One entry only: safetensors writes several in any order, and the same model is to give the same bytes.

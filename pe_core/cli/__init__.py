@@ -101,7 +101,8 @@ def _expected(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(text)):
         return f"out of memory ({text[:120] or 'no details'}); make the model, the batch or the data smaller", 2
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        remedy = "make room there; a run that stopped goes on with pe resume" if error.errno in FULL else "choose a path that can be read and written"
+        full = error.errno in FULL
+        remedy = "make room there; a run that stopped goes on with pe resume" if full else "choose a path that can be read and written"
         return f"{error.filename}: {error.strerror.lower()}; {remedy}", 2
     if isinstance(error, ValueError | TypeError | OSError | ModuleNotFoundError):
         return text or type(error).__name__, 2
