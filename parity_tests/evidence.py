@@ -26,6 +26,12 @@ def write_section(name: str, title: str, command: str, text: Sequence[str], colu
     if folder is None:
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
-    record = {"title": title, "command": command, "text": list(text), "columns": list(columns), "rows": [list(row) for row in rows]}
+    record: dict[str, Any] = {
+        "title": title,
+        "command": command,
+        "text": list(text),
+        "columns": list(columns),
+        "rows": [list(row) for row in rows],
+    }
     record |= {"versions": versions(), "machine": f"{os.cpu_count()} CPU cores"}
     (Path(folder) / f"{name}.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -97,9 +97,9 @@ def _clear(folder: Path, target: Path, beside: Path) -> None:
         fault_point("before an old one goes")
         spare[0].rename(beside)
         fault_point("after an old one went")
-        # Its manifest would vouch for what is there no more, and a stopped process may have left anything.
+        # A stopped process may have left anything.
         for path in beside.iterdir():
-            if path.name != STATE_FILE or not path.is_file():
+            if path.name not in (STATE_FILE, MANIFEST_FILE) or not path.is_file():
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     else:
         beside.mkdir()

@@ -112,20 +112,32 @@ def _digest(value: Any) -> str:
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: beside, synced, renamed, the folder synced."""
-    with naming(path):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            os.close(handle)
-            write_synced(Path(temporary), content)
-            # mkstemp makes files that only their owner can read; a model is meant to be shared like any other file.
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(temporary, 0o666 & ~mask)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
+    write_files({path: content})
+
+
+def write_files(contents: Mapping[Path, bytes]) -> None:
+    """Write files of one folder: all beside, synced, then renamed, so that a full disk leaves them all as they were."""
+    beside: dict[Path, Path] = {}
+    try:
+        for path, content in contents.items():
+            with naming(path):
+                handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+                os.close(handle)
+                beside[path] = Path(temporary)
+                write_synced(beside[path], content)
+                # mkstemp makes files that only their owner can read; a model is meant to be shared like any other file.
+                mask = os.umask(0)
+                os.umask(mask)
+                os.chmod(temporary, 0o666 & ~mask)
+        for path, temporary_path in beside.items():
+            with naming(path):
+                os.replace(temporary_path, path)
+    except BaseException:
+        for temporary_path in beside.values():
+            temporary_path.unlink(missing_ok=True)
+        raise
+    for folder in {path.parent for path in contents}:
+        sync_folder(folder)
 
 
 def write_synced(path: Path, *parts: bytes | memoryview) -> None:
@@ -133,12 +145,14 @@ def write_synced(path: Path, *parts: bytes | memoryview) -> None:
     if path.is_symlink() or (path.exists() and path.stat().st_nlink > 1):
         # What else is known under another name is not ours to write over.
         path.unlink()
+    # In place only the bytes have to arrive; a new file needs its entry on the disk too, which takes longer. Not every system can tell.
+    sync = getattr(os, "fdatasync", os.fsync) if path.exists() else os.fsync
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     with open(handle, "wb") as file:
         file.writelines(parts)
         file.truncate()
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

@@ -166,8 +166,8 @@ class RunDirectory:
         path = self.path / METRICS_FILE
         if not path.exists():
             return
-        content = path.read_bytes()[:bytes]
-        sha = hashlib.sha256(content)
+        with path.open("rb") as file:
+            sha = hashlib.sha256(file.read(bytes))
         if sha.hexdigest() != sha256:
             raise DamagedError(
                 f"{path} is damaged (the SHA-256 of its first {bytes} bytes is not that of the checkpoint); "

@@ -14,14 +14,15 @@ import numpy as np
 import safetensors.numpy
 
 from pe_core.config import ModelConfig
-from pe_core.files import SIGNATURE, DamagedError, read_json, require_signature, signed_json, write_file
+from pe_core.files import SIGNATURE, DamagedError, read_json, require_signature, signed_json, write_files
 from pe_core.parameters import Parameter, parameters
 from pe_core.tensors import array_bytes, open_tensors
 
 FORMAT: Final = 1
 CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "model.safetensors"
-# A detail has a plain name: what other libraries take for the name of a class, such as __class__ or _target_, is refused.
+# A detail has a plain name of its own: what other libraries take for the name of a class, such as __class__ or _target_, is refused.
+RESERVED: Final = ("format", "model", "weights_sha256", SIGNATURE)
 DETAIL: Final = re.compile(r"[A-Za-z]\w*", re.ASCII)
 
 
@@ -49,19 +50,19 @@ def save_model(directory: str | os.PathLike[str], saved: SavedModel) -> None:
     check_arrays(parameters(saved.config), saved.arrays, "the model")
     folder = Path(directory)
     _require_details(saved.details, "the model")
-    record = {"format": FORMAT, "model": saved.config.to_json(), **saved.details}
     folder.mkdir(parents=True, exist_ok=True)
     # safetensors writes the memory of an array as it lies and ignores strides; only contiguous arrays come back as they were.
     arrays = {item.name: np.ascontiguousarray(saved.arrays[item.name]) for item in parameters(saved.config)}
     # One entry only: safetensors writes several in any order, and the same model is to give the same bytes.
-    weights = safetensors.numpy.save(arrays, metadata={"sha256": digest(arrays)})
+    sha256 = digest(arrays)
+    weights = safetensors.numpy.save(arrays, metadata={"sha256": sha256})
     returned = safetensors.numpy.load(weights)
     if any(returned[name].tobytes() != array.tobytes() for name, array in arrays.items()):
         raise RuntimeError(
             f"the weights did not survive writing to {folder}; this is a fault of the safetensors package, nothing was written"
         )
-    write_file(folder / WEIGHTS_FILE, weights)
-    write_file(folder / CONFIG_FILE, signed_json(record))
+    record = {"format": FORMAT, "model": saved.config.to_json(), "weights_sha256": sha256, **saved.details}
+    write_files({folder / WEIGHTS_FILE: weights, folder / CONFIG_FILE: signed_json(record)})
 
 
 def is_saved(directory: Path) -> bool:
@@ -86,16 +87,23 @@ def load_model(directory: str | os.PathLike[str]) -> SavedModel:
     record = read_json(path)
     if not isinstance(record, dict) or record.get("format") != FORMAT or "model" not in record:
         found = record.get("format") if isinstance(record, dict) else record
-        raise DamagedError(f"{path} has format {str(found)[:40]}, this version reads format {FORMAT}; save the model again")
+        if found == FORMAT:
+            raise DamagedError(f"{path} has no field model; restore it from a copy")
+        raise DamagedError(f"{path} has format {repr(found)[:40]}, this version reads format {FORMAT}; save the model again")
     try:
         config = ModelConfig.from_json(record["model"])
-        items = parameters(config)
     except (TypeError, ValueError) as error:
         raise DamagedError(f"{path}: {error}") from None
-    details = {name: value for name, value in record.items() if name not in ("format", "model", SIGNATURE)}
+    details = {name: value for name, value in record.items() if name not in RESERVED}
     _require_details(details, str(path))
-    arrays = read_arrays(folder / WEIGHTS_FILE, items)
+    tensors = len(open_tensors(folder / WEIGHTS_FILE).shapes)
+    if config.num_layers > tensors:
+        # Before the names of so many layers are made.
+        raise DamagedError(f"{path}: num_layers is {config.num_layers}, but {WEIGHTS_FILE} has {tensors} tensors; restore it from a copy")
+    arrays = read_arrays(folder / WEIGHTS_FILE, parameters(config))
     require_signature(path, record)
+    if record.get("weights_sha256") != digest(arrays):
+        raise DamagedError(f"{folder / WEIGHTS_FILE} is not the one that {CONFIG_FILE} was saved with; restore both from a copy")
     return SavedModel(config, arrays, details)
 
 
@@ -117,7 +125,7 @@ def read_arrays(path: Path, items: tuple[Parameter, ...]) -> dict[str, np.ndarra
 
 def _require_details(details: Mapping[str, Any], source: str) -> None:
     for name in details:
-        if not DETAIL.fullmatch(name) or name in ("format", "model", SIGNATURE):
+        if not DETAIL.fullmatch(name) or name in RESERVED:
             raise DamagedError(f"{source} has a detail {name[:40]!r}; a name is of letters, digits and _ and begins with a letter")
 
 

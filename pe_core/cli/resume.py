@@ -9,9 +9,9 @@ from typing import Any, Final
 from pe_core.cli.reporting import TrainReporter, check_json, console
 from pe_core.cli.train import conclude
 from pe_core.cli.wing import engine_type, require_framework
-from pe_core.config import ComputeConfig, ModelConfig, TrainConfig
+from pe_core.config import FRAMEWORKS, ComputeConfig, ModelConfig, TrainConfig
 from pe_core.data import load, steps_per_epoch
-from pe_core.errors import require_integer
+from pe_core.errors import require_integer, require_one_of
 from pe_core.files import SIGNATURE, require_signature
 from pe_core.run_directory import CONFIG_FILE, MODEL_FOLDER, RunDirectory
 from pe_core.training import train
@@ -50,7 +50,8 @@ def run(options: ResumeOptions) -> int:
     try:
         config, settings = ModelConfig.from_json(record["model"]), TrainConfig.from_json(record["train"])
         compute, source = ComputeConfig(**record["compute"]), _source(record["source"])
-        framework = options.framework or str(record["framework"])
+        require_one_of("framework", record["framework"], FRAMEWORKS)
+        framework = options.framework or record["framework"]
         if unknown := set(record) - FIELDS:
             raise ValueError(f"unknown field {min(unknown)[:40]!r}")
     except (KeyError, TypeError, ValueError) as error:
