@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -112,6 +113,48 @@ def test_a_fault_inside_the_save_leaves_the_last_one(point: str, tmp_path: Path,
     assert found.step == (2 if point == "after the rename" else 1)
     assert passed_over == []
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+CALLS = ("open", "mkdir", "rename", "fsync", "fdatasync", "unlink", "rmdir")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS], ids=errno.errorcode.get)
+def test_every_call_of_a_save_may_fail(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fourth save, which writes over the oldest; each call to the system fails once, and the error names the checkpoint."""
+    failed = 0
+    while True:
+        folder = tmp_path / str(failed)
+        for step in (1, 2, 3):
+            save_checkpoint(folder, checkpoint(step))
+        left = [failed + 1]
+
+        def failing(call: Callable[..., Any], left: list[int] = left) -> Callable[..., Any]:
+            def called(*arguments: Any, **options: Any) -> Any:
+                left[0] -= 1
+                if left[0] == 0:
+                    raise OSError(code, os.strerror(code))
+                return call(*arguments, **options)
+
+            return called
+
+        with monkeypatch.context() as patch:
+            for name in CALLS:
+                patch.setattr(os, name, failing(getattr(os, name)))
+            named: list[object] = []
+            try:
+                save_checkpoint(folder, checkpoint(4))
+            except OSError as error:
+                named = [error.errno, error.filename]
+        assert named in ([], [code, str(folder / "step-000000004")])
+        found, passed_over = newest_checkpoint(folder, expected)
+        assert found is not None
+        assert (found.step in (3, 4), passed_over) == (True, [])
+        save_checkpoint(folder, checkpoint(4))
+        assert load_checkpoint(folder / "step-000000004", expected).step == 4
+        if left[0] > 0:
+            break
+        failed += 1
+    assert failed >= len(("rename", "open", "fdatasync", "open", "fdatasync", "open", "fsync", "rename", "open", "fsync"))
 
 
 def header_change(**entry: Any) -> Callable[[Path], None]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,14 +17,14 @@ import torch
 import pe_flax.engine
 import pe_torch.engine
 from parity_tests.cases import ENGINES, FEATURES, LENGTH, small_config
-from pe_core import ComputeConfig, ModelConfig, TrainConfig
+from pe_core import ComputeConfig, TrainConfig
 from pe_core.checkpoint import newest_checkpoint
 from pe_core.data import Batch, Dataset, Sequences
 from pe_core.engine import Engine, EngineType
-from pe_core.parameters import parameters
+from pe_core.initial import initial_arrays
 from pe_core.random import derive, normal
 from pe_core.run_directory import CHECKPOINTS_FOLDER, METRICS_FILE, checkpoint_shapes
-from pe_core.training import NotFiniteError, train
+from pe_core.training import NotFiniteError, TrainResult, train
 from pe_core.weights import digest
 
 CONFIG = small_config(num_layers=1)
@@ -41,28 +41,38 @@ def data() -> Dataset:
     return Dataset("small", whole.take(np.arange(14)), whole.take(np.arange(14, 19)))
 
 
-class BadBatch:
+class Watched:
     """An engine whose batch of one step is changed before it is seen, also by what looks for the bad tensor.
 
     Args:
-        make: how the engine is made.
+        engine: the engine itself.
         change: of the batch.
     """
 
-    def __init__(self, make: EngineType, change: Callable[[Batch], Batch]) -> None:
-        self.make = make
+    def __init__(self, engine: Engine, change: Callable[[Batch], Batch]) -> None:
+        self.engine = engine
         self.change = change
+        self.before: dict[int, str] = {}
 
-    def __call__(self, *arguments: Any) -> Engine:
-        engine: Any = self.make(*arguments)
-        for name in ("train_step", "taps", "gradients"):
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
 
-            def changed(batch: Batch, step: int | None = None, call: Callable[..., Any] = getattr(engine, name)) -> Any:
-                return call(self.change(batch) if step == BAD else batch, step)
+    def train_step(self, batch: Batch, step: int) -> Any:
+        self.before[step] = digest(self.engine.weights())
+        return self.engine.train_step(self._changed(batch, step), step)
 
-            setattr(engine, name, changed)
-        found: Engine = engine
-        return found
+    def taps(self, batch: Batch, step: int | None = None) -> dict[str, np.ndarray]:
+        return self.engine.taps(self._changed(batch, step), step)
+
+    def gradients(self, batch: Batch, step: int | None = None) -> tuple[float, dict[str, np.ndarray]]:
+        return self.engine.gradients(self._changed(batch, step), step)
+
+    def _changed(self, batch: Batch, step: int | None) -> Batch:
+        return self.change(batch) if step == BAD else batch
+
+
+def as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 def row_of_infinity(batch: Batch) -> Batch:
@@ -78,8 +88,8 @@ def bad_weight_of_the_loss(batch: Batch) -> Batch:
 class TorchBadGradient(pe_torch.engine.Engine):
     """NaN in one gradient of one step, by a hook on its weight."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self.step: int | None = None
         weight = dict(self.model.named_parameters())[GRADIENT]
         weight.register_hook(lambda gradient: gradient * torch.nan if self.step == BAD else gradient)
@@ -105,33 +115,41 @@ class FlaxBadGradient(pe_flax.engine.Engine):
         return found, self._join(split)
 
 
-WAYS: dict[str, tuple[Callable[[str], EngineType], str]] = {
-    "an input row": (lambda name: BadBatch(ENGINES[name], row_of_infinity), "input"),
-    "the loss": (lambda name: BadBatch(ENGINES[name], bad_weight_of_the_loss), "loss"),
-    "one gradient": (lambda name: {"torch": TorchBadGradient, "flax": FlaxBadGradient}[name], f"the gradient of {GRADIENT}"),
+BAD_GRADIENTS: dict[str, EngineType] = {"torch": TorchBadGradient, "flax": FlaxBadGradient}
+# What changes the batch, whether the engine has the bad gradient, and the name of the first bad tensor.
+WAYS: dict[str, tuple[Callable[[Batch], Batch], bool, str]] = {
+    "an input row": (row_of_infinity, False, "input"),
+    "the loss": (bad_weight_of_the_loss, False, "loss"),
+    "one gradient": (as_it_is, True, f"the gradient of {GRADIENT}"),
 }
+
+
+@cache
+def first(name: str, *, bad_gradient: bool) -> tuple[Engine, dict[str, np.ndarray]]:
+    """An engine that is compiled once, and its first state."""
+    kind = (BAD_GRADIENTS if bad_gradient else ENGINES)[name]
+    engine = kind(CONFIG, initial_arrays(CONFIG, TRAIN.seed), TRAIN, ComputeConfig(), STEPS)
+    return engine, engine.state()
+
+
+def go(watched: Watched, **options: Any) -> TrainResult:
+    """A run by this engine."""
+    return train(lambda *arguments, **others: cast(Engine, watched), CONFIG, data(), train=TRAIN, **options)
+
+
+def begin(name: str, change: Callable[[Batch], Batch], *, bad_gradient: bool = False) -> Watched:
+    engine, state = first(name, bad_gradient=bad_gradient)
+    engine.restore(state)
+    return Watched(engine, change)
 
 
 @cache
 def whole(name: str) -> tuple[str, str]:
     """The digests of the weights of the run without a bad number, at its end and before the bad step."""
-    states = {}
-
-    def kept(*arguments: Any) -> Engine:
-        engine: Any = ENGINES[name](*arguments)
-        take = engine.train_step
-
-        def train_step(batch: Batch, step: int) -> Any:
-            states[step] = digest(engine.weights())
-            return take(batch, step)
-
-        engine.train_step = train_step
-        found: Engine = engine
-        return found
-
-    result = train(kept, CONFIG, data(), train=TRAIN)
+    watched = begin(name, as_it_is)
+    result = go(watched)
     assert result.steps == STEPS
-    return digest(result.arrays), states[BAD]
+    return digest(result.arrays), watched.before[BAD]
 
 
 def shapes(record: dict[str, Any]) -> Mapping[str, tuple[int, ...]]:
@@ -141,25 +159,17 @@ def shapes(record: dict[str, Any]) -> Mapping[str, tuple[int, ...]]:
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("way", WAYS)
 def test_the_run_stops_before_the_update_and_goes_on(way: str, name: str, tmp_path: Path) -> None:
-    make, tensor = WAYS[way]
-    engines: list[Engine] = []
-
-    def kind(
-        config: ModelConfig, arrays: Mapping[str, np.ndarray], options: TrainConfig, compute: ComputeConfig, total: int, *rest: Any
-    ) -> Engine:
-        engines.append(make(name)(config, arrays, options, compute, total, *rest))
-        return engines[0]
-
-    with pytest.raises(NotFiniteError, match=rf"^step {BAD} \(epoch 1\): .* not finite is {tensor}; the weights are those") as raised:
-        train(kind, CONFIG, data(), train=TRAIN, out=tmp_path / "run", checkpoint_every=INTERVAL)
-    assert "\n" not in str(raised.value)
+    change, bad_gradient, tensor = WAYS[way]
     at_the_end, before = whole(name)
-    assert digest(engines[0].weights()) == before
-    assert set(engines[0].weights()) == {item.name for item in parameters(CONFIG)}
+    watched = begin(name, change, bad_gradient=bad_gradient)
+    with pytest.raises(NotFiniteError, match=rf"^step {BAD} \(epoch 1\): .* not finite is {tensor}; the weights are those") as raised:
+        go(watched, out=tmp_path / "run", checkpoint_every=INTERVAL)
+    assert "\n" not in str(raised.value)
+    assert digest(watched.weights()) == before
     found, passed_over = newest_checkpoint(tmp_path / "run" / CHECKPOINTS_FOLDER, shapes)
     assert found is not None
     assert (found.step, passed_over) == (BAD - BAD % INTERVAL, [])
     lines = [json.loads(line) for line in (tmp_path / "run" / METRICS_FILE).read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(BAD))
-    last = train(ENGINES[name], CONFIG, data(), train=TRAIN, out=tmp_path / "run", checkpoint_every=INTERVAL, resume=True)
+    last = go(begin(name, as_it_is), out=tmp_path / "run", checkpoint_every=INTERVAL, resume=True)
     assert digest(last.arrays) == at_the_end
