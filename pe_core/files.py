@@ -146,7 +146,7 @@ def write_synced(path: Path, *parts: bytes | memoryview) -> None:
         # What else is known under another name is not ours to write over.
         path.unlink()
     # In place only the bytes have to arrive; a new file needs its entry on the disk too, which takes longer. Not every system can tell.
-    sync = getattr(os, "fdatasync", os.fsync) if path.exists() else os.fsync
+    sync = getattr(os, "fdatasync", os.fsync) if path.exists() and path.stat().st_size else os.fsync
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     with open(handle, "wb") as file:
         file.writelines(parts)
