@@ -26,6 +26,7 @@ from pe_core.cli import COMMANDS, demo, listing, main
 from pe_core.config import FRAMEWORKS
 from pe_core.data import DATA_NAMES, load, read
 from pe_core.encodings import ENCODINGS
+from pe_core.files import SIGNATURE, signed_json
 from pe_core.parity.budget import budget
 from pe_core.parity.compare import distance
 from pe_core.parity.study import default_model
@@ -393,7 +394,8 @@ def in_config(**changes: Any) -> Callable[[Path], None]:
         record = json.loads((model / "config.json").read_text())
         for name, value in changes.items():
             (record["model"] if name in record["model"] or name == "d_mdel" else record)[name] = value
-        (model / "config.json").write_text(json.dumps(record))
+        del record[SIGNATURE]
+        (model / "config.json").write_bytes(signed_json(record))
 
     return change
 
@@ -432,7 +434,7 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
     "another size": (in_config(d_model=16), "misshapen: input.weight is (8, 3), not (16, 3)"),
     "names": (in_weights(head__bias=None, heda__bias=ZEROS), "missing: head.bias; unexpected: heda.bias; load it with"),
     "shape": (in_weights(head__bias=ZEROS[:2]), "misshapen: head.bias is (2,), not (3,)"),
-    "dtype": (in_weights(head__bias=ZEROS.astype(np.int32)), "head.bias holds int32"),
+    "dtype": (in_weights(head__bias=ZEROS.astype(np.int32)), "head.bias has dtype I32, known are"),
     "not finite": (in_weights(head__bias=ZEROS + np.inf), "head.bias holds NaN or infinity"),
     "too few classes": (in_config(class_names=["a"]), "config.json: class_names must be 3 different names, got ['a']"),
     "class numbers": (in_config(class_names=[1, 2, 3]), "class_names must be 3 different names"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from pe_core.config import Precision
 from pe_core.data import Batch, Dataset, dummy
 from pe_core.engine import Engine
 from pe_core.initial import initial_arrays
-from pe_core.run_directory import CHECKPOINTS_FOLDER, METRICS_ARRAY, METRICS_FILE, RunDirectory, state_shapes
+from pe_core.run_directory import CHECKPOINTS_FOLDER, METRICS_ARRAY, METRICS_FILE, RECORDS_ARRAY, RunDirectory, checkpoint_shapes
 from pe_core.training import TrainResult, train
 from pe_core.weights import digest
 
@@ -121,8 +122,8 @@ def test_the_boundary_is_exact(precision: Precision, tmp_path: Path) -> None:
     found = state(tmp_path / "run")
     for number, framework in enumerate(("flax", "torch")):
         engine = Recycled(framework)(CONFIG, initial_arrays(CONFIG), TRAIN, ComputeConfig(precision=precision), STEPS)
-        engine.restore({name: array for name, array in found.arrays.items() if name != METRICS_ARRAY})
-        arrays = engine.state() | {METRICS_ARRAY: found.arrays[METRICS_ARRAY]}
+        engine.restore(found.arrays)
+        arrays = engine.state() | {name: found.arrays[name] for name in (METRICS_ARRAY, RECORDS_ARRAY)}
         folder = save_checkpoint(tmp_path / str(number), Checkpoint(found.step, arrays, found.record))
         again = load_checkpoint(folder, lambda record: shapes(record))
         assert set(again.arrays) == set(found.arrays)
@@ -131,7 +132,7 @@ def test_the_boundary_is_exact(precision: Precision, tmp_path: Path) -> None:
 
 
 def shapes(record: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    return state_shapes(CONFIG) | {METRICS_ARRAY: (record["rows"], 4)}
+    return checkpoint_shapes(CONFIG, record)
 
 
 def state(run: Path) -> Checkpoint:
@@ -144,7 +145,7 @@ CONTROLS = {
     "a second moment": lambda arrays, record: arrays["adam/v/head.weight"].fill(0),
     "the count": lambda arrays, record: arrays.update({"adam/count": np.array(0, np.int64)}),
     "metrics of the epoch": lambda arrays, record: arrays[METRICS_ARRAY].fill(0),
-    "records of the epochs": lambda arrays, record: record["records"].clear(),
+    "records of the epochs": lambda arrays, record: arrays[RECORDS_ARRAY].fill(0),
 }
 
 
@@ -283,5 +284,21 @@ def test_signals_leave_a_run_that_goes_on(number: int, code: int, tmp_path: Path
 def test_resume_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is not the folder of a run"):
         RunDirectory(tmp_path).config()
-    with pytest.raises(CheckpointError, match="has no checkpoint to go on from"):
+    with pytest.raises(FileNotFoundError, match="is not the folder of a run"):
         go("torch", tmp_path, resume=True)
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_begins_again(tmp_path: Path) -> None:
+    go("torch", tmp_path / "run", stop_at=1)
+    shutil.rmtree(tmp_path / "run" / CHECKPOINTS_FOLDER)
+    last = go("torch", tmp_path / "run", resume=True)
+    assert digest(last.arrays) == digest(whole("torch").arrays)
+    assert len((tmp_path / "run" / METRICS_FILE).read_text().splitlines()) == STEPS + TRAIN.epochs
+
+
+def test_a_run_without_a_checkpoint_that_holds_is_refused(tmp_path: Path) -> None:
+    go("torch", tmp_path / "run", stop_at=4)
+    for path in checkpoint_folders(tmp_path / "run" / CHECKPOINTS_FOLDER):
+        (path / "state.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"has no checkpoint to go on from \(.*step-000000004.*\); train again"):
+        go("torch", tmp_path / "run", resume=True)

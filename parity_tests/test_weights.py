@@ -14,6 +14,7 @@ import pytest
 import safetensors.numpy
 
 from parity_tests.cases import CONFIGS, WINGS, perturbed_arrays, small_config
+from pe_core.files import SIGNATURE, signed_json
 from pe_core.parameters import parameters
 from pe_core.parity import BUDGETS, distance
 from pe_core.random import derive, normal
@@ -144,7 +145,8 @@ def rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], None], *, si
 def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     record = json.loads((folder / CONFIG_FILE).read_text())
     change(record)
-    (folder / CONFIG_FILE).write_text(json.dumps(record))
+    del record[SIGNATURE]
+    (folder / CONFIG_FILE).write_bytes(signed_json(record))
 
 
 def write(folder: Path, text: str) -> None:
@@ -208,7 +210,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
     "integers": (
         lambda folder: rewrite(folder, lambda a: a.update({"norm.bias": np.zeros(12, np.int32)})),
         ValueError,
-        r"norm\.bias holds int32, weights are float32 or float64",
+        r"norm\.bias has dtype I32, known are F32, F64, I64",
     ),
 }
 

@@ -107,7 +107,7 @@ def train(
         description: what else `config.json` of the run says, such as framework and versions.
         checkpoint_every: steps between checkpoints; at the end of every epoch when None.
         stop_at: stop with a checkpoint when so many steps are taken since the beginning of the run.
-        resume: go on from the newest checkpoint in `out` that holds.
+        resume: go on from the newest checkpoint in `out` that holds; from the beginning where the run ended before its first.
 
     Raises:
         ValueError: data that do not fit the model, or a checkpoint of another run.
@@ -121,20 +121,24 @@ def train(
     total = steps_per_epoch(data.train.count, batch_size) * options.epochs
     make_schedule(options, total)
     record = {"model": config.to_json(), "train": options.to_json(), "compute": asdict(compute), "data": data.name}
+    record["data_sha256"] = data_digest(data)
     directory = None if out is None else RunDirectory(out)
     if directory is not None and not resume:
         directory.create(record | (description or {}))
     engine = engine_type(config, initial_arrays(config, options.seed), options, compute, total)
-    progress, identity = Progress(), record | {"data_sha256": data_digest(data)}
+    progress = Progress()
     if resume:
         if directory is None:
             raise ValueError("resume needs the folder of the run; pass out")
-        arrays, progress, passed_over = directory.restore(config, identity)
+        arrays, progress, passed_over = directory.restore(config, record)
         for reason in passed_over:
             reporter.note(f"passed over a checkpoint: {reason}")
-        engine.restore(arrays)
+        if arrays is None:
+            reporter.note("the run ended before its first checkpoint: it begins again")
+        else:
+            engine.restore(arrays)
     with stop_requests() as request:
-        loop = _Loop(engine, data, options, batch_size, reporter, directory, progress, identity, checkpoint_every, stop_at, request)
+        loop = _Loop(engine, data, options, batch_size, reporter, directory, progress, record, checkpoint_every, stop_at, request)
         try:
             finished = loop.run()
         finally:
@@ -260,11 +264,11 @@ class _Loop:
                 taken = self.progress.step - epoch * self.per_epoch
                 if taken == self.per_epoch:
                     self._end_epoch(epoch)
-                if self.request or self._due():
+                stop = self.progress.step == self.stop_at
+                if self.request or stop or self._due():
                     self._save()
                 self.request.leave()
-                if self.progress.step == self.stop_at:
-                    self._save()
+                if stop:
                     return self.progress.step == self.total
         return True
 

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import tempfile
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from pe_core.config import ModelConfig
+from pe_core.files import SIGNATURE, DamagedError, read_json, require_signature, signed_json, write_files
 from pe_core.parameters import Parameter, parameters
+from pe_core.tensors import array_bytes, open_tensors
 
 FORMAT: Final = 1
 CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "model.safetensors"
+# A detail has a plain name of its own: what other libraries take for the name of a class, such as __class__ or _target_, is refused.
+RESERVED: Final = ("format", "model", "weights_sha256", SIGNATURE)
+DETAIL: Final = re.compile(r"[A-Za-z]\w*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -42,23 +45,29 @@ def save_model(directory: str | os.PathLike[str], saved: SavedModel) -> None:
     """Write a model directory; each file is written beside, synced and renamed, so none is ever half there.
 
     Raises:
-        ValueError: the arrays do not fit the config.
+        ValueError: the arrays do not fit the config, or a detail has no plain name.
     """
     check_arrays(parameters(saved.config), saved.arrays, "the model")
     folder = Path(directory)
+    _require_details(saved.details, "the model")
     folder.mkdir(parents=True, exist_ok=True)
     # safetensors writes the memory of an array as it lies and ignores strides; only contiguous arrays come back as they were.
     arrays = {item.name: np.ascontiguousarray(saved.arrays[item.name]) for item in parameters(saved.config)}
     # One entry only: safetensors writes several in any order, and the same model is to give the same bytes.
-    weights = safetensors.numpy.save(arrays, metadata={"sha256": digest(arrays)})
+    sha256 = digest(arrays)
+    weights = safetensors.numpy.save(arrays, metadata={"sha256": sha256})
     returned = safetensors.numpy.load(weights)
     if any(returned[name].tobytes() != array.tobytes() for name, array in arrays.items()):
         raise RuntimeError(
             f"the weights did not survive writing to {folder}; this is a fault of the safetensors package, nothing was written"
         )
-    record = {"format": FORMAT, "model": saved.config.to_json(), **saved.details}
-    write_file(folder / WEIGHTS_FILE, weights)
-    write_file(folder / CONFIG_FILE, (json.dumps(record, indent=2) + "\n").encode())
+    record = {"format": FORMAT, "model": saved.config.to_json(), "weights_sha256": sha256, **saved.details}
+    write_files({folder / WEIGHTS_FILE: weights, folder / CONFIG_FILE: signed_json(record)})
+
+
+def is_saved(directory: Path) -> bool:
+    """Whether a model was saved here, and wholly: its config is written last."""
+    return (directory / CONFIG_FILE).is_file()
 
 
 def load_model(directory: str | os.PathLike[str]) -> SavedModel:
@@ -74,37 +83,50 @@ def load_model(directory: str | os.PathLike[str]) -> SavedModel:
             raise FileNotFoundError(
                 f"{folder} is not a model directory, {file} is missing; pass a directory that save() or `pe train` wrote"
             )
-    record = read_json(folder / CONFIG_FILE)
+    path = folder / CONFIG_FILE
+    record = read_json(path)
     if not isinstance(record, dict) or record.get("format") != FORMAT or "model" not in record:
         found = record.get("format") if isinstance(record, dict) else record
-        raise ValueError(f"{folder / CONFIG_FILE} has format {found!r}, this version reads format {FORMAT}; save the model again")
+        if found == FORMAT:
+            raise DamagedError(f"{path} has no field model; restore it from a copy")
+        raise DamagedError(f"{path} has format {repr(found)[:40]}, this version reads format {FORMAT}; save the model again")
     try:
-        config = ModelConfig.from_json(record.pop("model"))
+        config = ModelConfig.from_json(record["model"])
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder / CONFIG_FILE}: {error}") from None
-    record.pop("format")
-    return SavedModel(config, read_arrays(folder / WEIGHTS_FILE, parameters(config)), record)
+        raise DamagedError(f"{path}: {error}") from None
+    details = {name: value for name, value in record.items() if name not in RESERVED}
+    _require_details(details, str(path))
+    tensors = len(open_tensors(folder / WEIGHTS_FILE).shapes)
+    if config.num_layers > tensors:
+        # Before the names of so many layers are made.
+        raise DamagedError(f"{path}: num_layers is {config.num_layers}, but {WEIGHTS_FILE} has {tensors} tensors; restore it from a copy")
+    arrays = read_arrays(folder / WEIGHTS_FILE, parameters(config))
+    require_signature(path, record)
+    if record.get("weights_sha256") != digest(arrays):
+        raise DamagedError(f"{folder / WEIGHTS_FILE} is not the one that {CONFIG_FILE} was saved with; restore both from a copy")
+    return SavedModel(config, arrays, details)
 
 
 def read_arrays(path: Path, items: tuple[Parameter, ...]) -> dict[str, np.ndarray]:
     """Return the arrays of a weights file in the canonical order, checked against names, shapes and the digest in the file."""
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            names = set(file.keys())
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-            check_arrays(items, found, str(path))
-            arrays = {item.name: file.get_tensor(item.name) for item in items}
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); restore it from a copy or train again") from None
+    file = open_tensors(path)
+    check_arrays(items, file.shapes, str(path))
+    found = file.read()
+    arrays = {item.name: found[item.name].copy() for item in items}
     for name, array in arrays.items():
         if array.dtype not in (np.float32, np.float64):
-            raise ValueError(f"{path}: {name} holds {array.dtype}, weights are float32 or float64; save the model again")
+            raise DamagedError(f"{path}: {name} holds {array.dtype}, weights are float32 or float64; save the model again")
         if not np.isfinite(array).all():
-            raise ValueError(f"{path}: {name} holds NaN or infinity; restore it from a copy or train again")
-    if "sha256" in metadata and metadata["sha256"] != digest(arrays):
-        raise ValueError(f"{path} is damaged (the SHA-256 of its weights is not the one it was saved with); restore it from a copy")
+            raise DamagedError(f"{path}: {name} holds NaN or infinity; restore it from a copy or train again")
+    if file.metadata != {"sha256": digest(arrays)}:
+        raise DamagedError(f"{path} is damaged (the SHA-256 of its weights is not the one it was saved with); restore it from a copy")
     return arrays
+
+
+def _require_details(details: Mapping[str, Any], source: str) -> None:
+    for name in details:
+        if not DETAIL.fullmatch(name) or name in RESERVED:
+            raise DamagedError(f"{source} has a detail {name[:40]!r}; a name is of letters, digits and _ and begins with a letter")
 
 
 def check_arrays(items: Iterable[Parameter], arrays: Mapping[str, Any], source: str) -> None:
@@ -133,49 +155,5 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
     sha = hashlib.sha256()
     for name in sorted(arrays):
         sha.update(f"{name} {arrays[name].dtype} {arrays[name].shape}\n".encode())
-        sha.update(np.ascontiguousarray(arrays[name]).tobytes())
+        sha.update(array_bytes(arrays[name]))
     return sha.hexdigest()
-
-
-def read_json(path: Path) -> Any:
-    """Return what a JSON file holds; raise one clear line when it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist; check the path") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); restore it from a copy") from None
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: beside, synced, renamed, the folder synced."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        os.close(handle)
-        write_synced(Path(temporary), content)
-        # mkstemp makes files that only their owner can read; a model is meant to be shared like any other file.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on the disk."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

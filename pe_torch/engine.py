@@ -125,6 +125,7 @@ class Engine:
         for name, weight in self.model.named_parameters():
             moments = {key: torch.from_numpy(np.array(arrays[f"adam/{kind}/{name}"])).to(weight) for kind, key in MOMENTS.items()}
             self.optimizer.state[weight] = {"step": torch.tensor(float(count), device=self.device)} | moments
+        self.optimizer.finite.fill_(True)
 
     def _train(self, training: bool) -> None:
         # Module.train() walks every module, at every step.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -52,6 +53,7 @@ With PE_TRACEBACK=1 in the environment an error shows where it arose.
 INTERRUPTED: Final = 130
 TERMINATED: Final = 143
 PIPE_CLOSED: Final = 141
+FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OUT_OF_MEMORY: Final = re.compile(r"can't allocate memory|out of memory|RESOURCE_EXHAUSTED", re.IGNORECASE)
 
 
@@ -101,7 +103,9 @@ def _expected(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(text)):
         return f"out of memory ({text[:120] or 'no details'}); make the model, the batch or the data smaller", 2
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror.lower()}; choose a path that can be read and written", 2
+        full = error.errno in FULL
+        remedy = "make room there; a run that stopped goes on with pe resume" if full else "choose a path that can be read and written"
+        return f"{error.filename}: {error.strerror.lower()}; {remedy}", 2
     if isinstance(error, ValueError | TypeError | OSError | ModuleNotFoundError):
         return text or type(error).__name__, 2
     return None

@@ -14,11 +14,11 @@ from pe_core.config import FRAMEWORKS, PRECISIONS, ModelConfig, Precision
 from pe_core.encodings import ENCODINGS, parse_encoding
 from pe_core.engine import EngineType
 from pe_core.errors import require_integer, require_one_of
+from pe_core.files import read_json
 from pe_core.parity.calibrate import CASES
 from pe_core.parity.report import failure_line, to_json, to_lines
 from pe_core.parity.study import DEFAULT_LENGTH, Study, default_model, study
 from pe_core.parity.trace import DEPTHS
-from pe_core.weights import read_json
 
 # All batches of the run are in memory at once.
 MAX_STEPS: Final = 10_000

@@ -6,8 +6,8 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
+from pe_core.files import write_file
 from pe_core.parity.floor import Curves
-from pe_core.weights import write_file
 
 # Ink for what is compared, grey for what it is compared with.
 BETWEEN, FLOOR, EXACT, CHANGING = "#c0392b", "#7f8c8d", "#2980b9", "#27ae60"

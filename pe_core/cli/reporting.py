@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pe_core.files import write_file
 from pe_core.run_directory import EpochRecord
-from pe_core.weights import write_file
 
 
 class PlainConsole(Console):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pe_core.cli.reporting import TrainReporter, check_json, console
 from pe_core.cli.train import conclude
 from pe_core.cli.wing import engine_type, require_framework
-from pe_core.config import ComputeConfig, ModelConfig, TrainConfig
+from pe_core.config import FRAMEWORKS, ComputeConfig, ModelConfig, TrainConfig
 from pe_core.data import load, steps_per_epoch
-from pe_core.errors import require_integer
+from pe_core.errors import require_integer, require_one_of
+from pe_core.files import SIGNATURE, require_signature
 from pe_core.run_directory import CONFIG_FILE, MODEL_FOLDER, RunDirectory
 from pe_core.training import train
+from pe_core.weights import is_saved
+
+FIELDS: Final = {"model", "train", "compute", "data", "data_sha256", "framework", "source", "versions", SIGNATURE}
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,15 @@ def run(options: ResumeOptions) -> int:
     try:
         config, settings = ModelConfig.from_json(record["model"]), TrainConfig.from_json(record["train"])
         compute, source = ComputeConfig(**record["compute"]), _source(record["source"])
-        framework = options.framework or str(record["framework"])
+        require_one_of("framework", record["framework"], FRAMEWORKS)
+        framework = options.framework or record["framework"]
+        if unknown := set(record) - FIELDS:
+            raise ValueError(f"unknown field {min(unknown)[:40]!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{directory.path / CONFIG_FILE} is not that of a run ({error}); restore it from a copy") from None
+    require_signature(directory.path / CONFIG_FILE, record)
     require_framework(framework)
-    if (directory.path / MODEL_FOLDER).is_dir():
+    if is_saved(directory.path / MODEL_FOLDER):
         raise ValueError(f"{options.run} is finished, its model is in {directory.path / MODEL_FOLDER}; train again for another run")
     data = load(source["data"], test=source["test"], seed=settings.seed)
     make = engine_type(framework)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from pe_core.weights import read_json, write_file
+from pe_core.files import read_object, write_file
 
 EVIDENCE_FOLDER: Final = "evidence"
 PAGE: Final = "parity.md"
@@ -78,7 +78,7 @@ def read_sections(folder: Path) -> list[Section]:
         path = folder / EVIDENCE_FOLDER / f"{name}.json"
         if path.is_file():
             try:
-                found.append(Section(**read_json(path)))
+                found.append(Section(**read_object(path)))
             except TypeError as error:
                 raise ValueError(f"{path} is not a section of the report ({error}); measure it again with {SECTIONS[name]}") from None
     return found
