@@ -49,7 +49,7 @@ def write_archive(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", allowZip64=True) as archive:
         for name, array in arrays.items():
-            # numpy.savez would take a name such as "file" for its own argument. The same arrays give the same bytes: a ZipInfo has no clock.
+            # numpy.savez would take a name such as "file" for its own argument. A ZipInfo has no clock: the same arrays, the same bytes.
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
     write_file(path, content.getvalue())

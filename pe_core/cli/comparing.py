@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -138,7 +139,7 @@ def _explanation(diagnosis: Diagnosis) -> Iterator[str]:
 def _check_same_model(files: list[TraceFile]) -> None:
     """Raise one clear line where two traces are not of the same model, weights and inputs."""
     known = [file for file in files if file.given is not None]
-    for one, other in zip(known, known[1:], strict=False):
+    for one, other in pairwise(known):
         assert one.given is not None
         assert other.given is not None
         left, right = one.given.config.to_json(), other.given.config.to_json()

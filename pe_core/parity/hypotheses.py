@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, get_args
 
 import numpy as np
 
 from pe_core.config import LAYER_NORM_EPSILON, ModelConfig
-from pe_core.encodings import LearnedTable, Sinusoidal
+from pe_core.encodings import Layers, Layout, LearnedTable, Sinusoidal
 from pe_core.parity.padding import part
 from pe_core.parity.rounding import FORMATS
 from pe_core.parity.variant import Change, Edit, Variant, normalised
@@ -172,6 +172,7 @@ def _packed(variant: Variant, layer: str) -> Iterator[Hypothesis]:
         "query, key and value are packed feature by feature": rows.reshape(d_model, 3).T.ravel(),
         "heads are interleaved within query, key and value": rows.reshape(3, width, heads).swapaxes(1, 2).ravel(),
     }
+    columns = np.arange(d_model).reshape(width, heads).T.ravel()
     for where, label in _scopes(variant, layer):
         names = _matching(variant, where)
         beside = [name.removesuffix("weight") + "bias" for name in names]
@@ -182,7 +183,6 @@ def _packed(variant: Variant, layer: str) -> Iterator[Hypothesis]:
             text = f"the query, key and value of {label} are used transposed"
             yield Hypothesis(text, _changed(variant, names, lambda weight: np.concatenate([block.T for block in np.split(weight, 3)])))
         if part(where) == "attention.out.weight":
-            columns = np.arange(d_model).reshape(width, heads).T.ravel()
             yield Hypothesis(f"heads are interleaved in {label}", _changed(variant, names, lambda weight: weight[:, columns]))
 
 
@@ -192,12 +192,12 @@ def _configs(variant: Variant) -> Iterator[Hypothesis]:
         yield Hypothesis("no positional encoding is added", _config(variant, encodings=()))
     for index, encoding in enumerate(encodings):
         before, after = encodings[:index], encodings[index + 1 :]
-        other = "first" if encoding.layers == "all" else "all"
+        other: Layers = "first" if encoding.layers == "all" else "all"
         where = "before the first layer only" if other == "first" else "again before every layer"
         yield Hypothesis(
             f"encodings.{index} is added {where}", _config(variant, encodings=(*before, replace(encoding, layers=other), *after))
         )
-        for layout in ("interleaved", "half", "tensor2tensor") if isinstance(encoding, Sinusoidal) else ():
+        for layout in get_args(Layout):
             if isinstance(encoding, Sinusoidal) and layout != encoding.layout:
                 text = f"the sinusoids of encodings.{index} have the layout {layout!r}, not {encoding.layout!r}"
                 yield Hypothesis(text, _config(variant, encodings=(*before, replace(encoding, layout=layout), *after)))

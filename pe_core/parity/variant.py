@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -73,10 +74,8 @@ class Variant:
         """Return the taps, all of them or up to one, without padding."""
         taps: Trace = {}
         run_type = partial(_VariantRun, self, until)
-        try:
+        with suppress(_ReachedError):
             forward(self.config, self.weights, self.inputs, mask=self.mask, positions=self.positions, taps=taps, run_type=run_type)
-        except _ReachedError:
-            pass
         return without_padding(taps, self.mask)
 
 
