@@ -113,8 +113,7 @@ def _window(comparison: Comparison, failure: Row) -> Iterator[str]:
         figures = [*row.errors.values(), row.mutual] if several else list(row.errors.values())
         verdict = "ok" if row.passed else "FAILED, the first" if row is failure else "FAILED"
         lines.append([row.name, *(f"{value:.1e}" for value in figures), f"{row.bound:.1e}", verdict])
-    texts = (0, len(lines[0]) - 1)
-    heading, *body = table(lines, texts)
+    heading, *body = table(lines, (0, len(lines[0]) - 1))
     yield heading
     if start:
         yield f"({_count(start, 'name')} before, all within bounds)"

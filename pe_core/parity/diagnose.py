@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -14,7 +15,7 @@ from pe_core.parity.padding import part, without_padding
 from pe_core.parity.resemblance import resemblances
 from pe_core.parity.trace import Trace
 from pe_core.parity.trace_file import Given
-from pe_core.parity.variant import Edit, Variant
+from pe_core.parity.variant import Change, Edit, Variant
 
 # Enough sequences to tell faults apart; the formulas in NumPy are slow.
 ROWS: Final = 8
@@ -66,6 +67,8 @@ def diagnose(referee: Trace, actual: Trace, given: Given | None, precision: str)
         given: what went into both; None where nobody knows.
         precision: of the comparison; chooses the bounds.
     """
+    if given is not None:
+        referee, actual = without_padding(referee, given.mask), without_padding(actual, given.mask)
     names = [name for name in referee if name in actual]
     failing = _first_failure(referee, actual, names, precision)
     if failing is None:
@@ -116,10 +119,10 @@ def _best(variant: Variant, failing: str, actual: Trace, names: list[str], preci
     best: tuple[str, Variant, bool] | None = None
     furthest, nearest = -1, np.inf
     general = (
-        (one.text, replace(variant, edits=(*variant.edits, Edit(where, one.change))), True)
+        (one.text, replace(variant, edits=(*variant.edits, *edits)), True)
         for one in resemblances(failing, expected, actual[failing], bound, variant.config)
         if one.change is not None
-        for where in dict.fromkeys((part(failing), failing))
+        for edits in _edits(failing, one.change)
     )
     known = ((one.text, one.variant, one.followed) for one in hypotheses(variant, failing))
     for candidates in (known, general):
@@ -135,6 +138,14 @@ def _best(variant: Variant, failing: str, actual: Trace, names: list[str], preci
         if best is not None:
             return best
     return None
+
+
+def _edits(failing: str, change: Change) -> Iterator[tuple[Edit, ...]]:
+    """Yield where a change may be at work: in every layer, in one alone, or, of logits, on what goes into attention together."""
+    for where in dict.fromkeys((part(failing), failing)):
+        yield (Edit(where, change),)
+    if part(failing) == "attention.logits":
+        yield tuple(Edit(f"attention.{kind}", change, seen=False) for kind in ("query", "key", "value"))
 
 
 def _alone(name: str, expected: np.ndarray, actual: np.ndarray, given: Given | Variant | None, precision: str) -> Finding:

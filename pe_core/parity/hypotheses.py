@@ -16,13 +16,11 @@ from pe_core.parity.rounding import FORMATS
 from pe_core.parity.variant import Change, Edit, Variant, normalised
 from pe_core.positions import resolve_positions
 
-# Where another epsilon comes from. One far below every variance is as good as none, and the last stands for all of those.
+# Where another epsilon comes from; the last stands for all that are as good as none.
 EPSILONS: Final = {
     1e-6: "1e-06, the default of Flax",
     1e-3: "0.001, the default of Keras",
-    1e-8: "1e-08",
-    1e-12: "1e-12 or less, as in BERT",
-    1e-4: "0.0001",
+    1e-12: "1e-12, as in BERT, or another far below every variance",
 }
 SHIFTS: Final = (1, -1, 2, -2, 3, -3)
 # Hendrycks and Gimpel 2016, section 2: the two approximations of GELU.

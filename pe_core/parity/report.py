@@ -36,10 +36,13 @@ def count(comparison: Comparison, kind: str) -> int:
 def to_lines(comparison: Comparison) -> list[str]:
     """Return a table with the name of each quantity that comes nearest to its bound, as lines of text."""
     frameworks = list(comparison.rows[0].errors)
-    lines = [["     compared", *frameworks, "between", "bound", "", "worst name"]]
+    # One trace alone has nothing to be near to but the referee.
+    between = ["between"] if len(frameworks) > 1 else []
+    lines = [["     compared", *frameworks, *between, "bound", "", "worst name"]]
     for row in summary(comparison):
         kind = quantity(row.name)
-        figures = [f"{value:.1e}" for value in (*(row.errors[name] for name in frameworks), row.mutual, row.bound)]
+        mutual = [row.mutual] if between else []
+        figures = [f"{value:.1e}" for value in (*(row.errors[name] for name in frameworks), *mutual, row.bound)]
         verdict, name = "ok" if row.passed else "FAILED", row.name.removeprefix(f"{kind}/")
         lines.append([f"{count(comparison, kind):4d} {TITLES[kind]}", *figures, verdict, name])
     return table(lines, (0, len(lines[0]) - 2, len(lines[0]) - 1))
