@@ -23,7 +23,7 @@ from pe_core.parity.trace_file import COMPARED, Given, TraceFile, read_trace
 # Around the first failure; --json FILE has all.
 SHOWN_BEFORE: Final = 20
 SHOWN_AFTER: Final = 4
-NAMES_TOLD: Final = 6
+NAMES_TOLD: Final = 3
 
 
 @dataclass(frozen=True)
