@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from pe_core.errors import nearest
 from pe_core.parity.trace import Trace
 from pe_core.parity.trace_file import ABOUT, GIVEN, Given
 
@@ -28,15 +29,18 @@ def implementation(text: str) -> Callable[[Given], Trace]:
     name, _, function = text.partition(":")
     if name.endswith(".py") or "/" in name:
         raise ValueError(f"--impl {text}: give the name of the module, not its file; for example {_module_name(name)}")
-    sys.path.insert(0, os.getcwd())
+    if not all(word.isidentifier() for word in name.split(".")):
+        raise ValueError(f"--impl {text!r} is no name of a module; write torch, flax, reference, MODULE or MODULE:FUNCTION")
+    if os.getcwd() not in sys.path:  # the command pe has its own folder in front, python -m the current one
+        sys.path.insert(0, os.getcwd())
     try:
         found: Any = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise ValueError(f"--impl {text}: {_told(error)}; install what it needs") from error
-        raise ValueError(
-            f"--impl {text}: neither torch, flax nor reference, and no module of that name here or among the installed; check the name"
-        ) from None
+        hint = nearest(name, ("torch", "flax", "reference"))
+        remedy = hint if hint.startswith("did you mean") else "check the name"
+        raise ValueError(f"--impl {text}: no module of that name here or among the installed; {remedy}") from None
     except Exception as error:
         raise ValueError(f"--impl {text}: cannot be imported, {_told(error)}; correct it") from error
     for word in (function or FUNCTION).split("."):
