@@ -211,7 +211,7 @@ def test_precision_chooses_the_bounds(pe: Pe, right: str) -> None:
 
 
 BAD_TRACES = {
-    "--impl=stranger:fails": "--impl stranger:fails: KeyError: 'missing' (stranger.py:43); correct it",
+    "--impl=stranger:fails": "--impl stranger:fails: KeyError: 'missing' (stranger.py:38); correct it",
     "--impl=stranger:nothing": "--impl stranger:nothing: must return a dictionary of named arrays, got NoneType",
     "--impl=stranger:empty": "--impl stranger:empty: must return a dictionary of named arrays, got a dictionary without names, {}",
     "--impl=stranger:text": "--impl stranger:text: head must hold real numbers, got str of dtype <U4",

@@ -61,8 +61,10 @@ def run(options: CompareOptions) -> int:
     referee, *traces = [without_padding({name: file.trace[name] for name in names}, mask) for file in files.values()]
     labelled = {str(file.path): one for file, one in zip(others, traces, strict=True)}
     precision = options.precision or _coarsest(others if options.referee else list(files.values()))
-    comparison = compare(referee, labelled, precision)
-    found = _diagnoses(comparison, referee, labelled, given, precision)
+    # Infinities are at an infinite distance; NumPy need not say so.
+    with np.errstate(all="ignore"):
+        comparison = compare(referee, labelled, precision)
+        found = _diagnoses(comparison, referee, labelled, given, precision)
     for line in _lines(comparison, list(files.values()), found):
         console.print(line)
     write_json(options.json, to_json(comparison) | {"referee": str(first.path), "diagnoses": _records(found)})
@@ -173,6 +175,10 @@ def _common_names(files: list[TraceFile]) -> list[str]:
 
 def _coarsest(files: list[TraceFile]) -> str:
     found = [file.precision or "float32" for file in files]
+    for file, precision in zip(files, found, strict=True):
+        if precision not in COMPARED:
+            known = ", ".join(COMPARED)
+            raise ValueError(f"{file.path}: there are no bounds for precision {precision!r}; choose one with --precision: {known}")
     return max(found, key=lambda precision: budget("", precision).bound)
 
 

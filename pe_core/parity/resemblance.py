@@ -21,6 +21,8 @@ LONGEST_SHIFT: Final = 4
 # Beyond this many rows their order is not looked for: every one is compared with every other.
 MOST_ROWS: Final = 2048
 ROWS_NAMED: Final = 12
+# Where a width of the model becomes a scale; elsewhere a factor of two is a factor of two.
+SCALED: Final = ("attention", "input", "encoding")
 AXES: Final = {
     "attention.logits": ("sequences", "heads", "queries", "keys"),
     "attention.weights": ("sequences", "heads", "queries", "keys"),
@@ -64,7 +66,11 @@ def resemblances(name: str, expected: np.ndarray, actual: np.ndarray, bound: flo
     if not actual.any():
         yield Resemblance("all numbers are zero", np.zeros_like)
         return
-    known = [*_scale(expected, actual, bound, config), *_offset(expected, actual), *_orders(name, expected, actual)]
+    known = [
+        *_scale(expected, actual, bound, config if part(name).split(".")[0] in SCALED else None),
+        *_offset(expected, actual),
+        *_orders(name, expected, actual),
+    ]
     yield from (one for one in known if _explains(one, expected, actual, bound))
     yield from _shifts(name, expected, actual, bound)
     yield from _roundings(expected, actual)

@@ -14,7 +14,9 @@ from typing import Any, Final
 import numpy as np
 
 from pe_core.archive import read_archive, write_archive
-from pe_core.config import ModelConfig
+from pe_core.config import ModelConfig, Tokens
+from pe_core.encodings import LearnedTable
+from pe_core.inputs import Described, check_call, require_positions_fit, require_tokens_fit
 from pe_core.parameters import parameters
 from pe_core.parity.budget import BUDGETS
 from pe_core.parity.trace import Trace
@@ -96,12 +98,7 @@ def read_trace(path: Path) -> TraceFile:
     if ABOUT not in arrays:
         return TraceFile(path, trace)
     about = _about(path, arrays[ABOUT])
-    precision = about.get("precision")
-    if precision not in COMPARED:
-        raise ValueError(
-            f"{path}: there are no bounds for precision {precision!r}, only for {', '.join(COMPARED)}; trace it in one of them"
-        )
-    return TraceFile(path, trace, _given(path, about, arrays), precision, about)
+    return TraceFile(path, trace, _given(path, about, arrays), str(about.get("precision")), about)
 
 
 def _about(path: Path, text: np.ndarray) -> dict[str, Any]:
@@ -126,8 +123,22 @@ def _given(path: Path, about: dict[str, Any], arrays: Mapping[str, np.ndarray]) 
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
     odd = [name for name, array in weights.items() if array.dtype.kind != "f"]
-    unfit = inputs is None or inputs.dtype.kind not in "fiu" or inputs.ndim < 2
-    if odd or inputs is None or unfit or (mask is not None and (mask.dtype.kind != "b" or mask.shape != inputs.shape[:2])):
-        what = f"the weight {odd[0]} holds no floating-point numbers" if odd else "inputs and mask are missing, or do not fit each other"
+    if odd or inputs is None:
+        what = f"the weight {odd[0]} holds no floating-point numbers" if odd else f"{GIVEN}inputs are missing"
         raise ValueError(f"{path}: {what}; trace it again")
+    try:
+        _check_inputs(config, inputs, mask)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
     return Given(config, weights, inputs, mask)
+
+
+def _check_inputs(config: ModelConfig, inputs: np.ndarray, mask: np.ndarray | None) -> None:
+    """Raise one clear line where the model could not be called with these."""
+    real = None if mask is None else Described(mask.shape, mask.dtype.kind, str(mask.dtype))
+    check_call(config, Described(inputs.shape, inputs.dtype.kind, str(inputs.dtype)), real, None, None)
+    if isinstance(config.inputs, Tokens):
+        require_tokens_fit(config.inputs.vocab_size, int(inputs.min()), int(inputs.max()))
+    for encoding in config.encodings:
+        if isinstance(encoding, LearnedTable):
+            require_positions_fit(encoding, 0, inputs.shape[1] - 1)
