@@ -19,8 +19,8 @@ from pe_core import ComputeConfig, Features, LearnedTable, ModelConfig, Sinusoid
 from pe_core.config import Precision
 from pe_core.data import Batch
 from pe_core.engine import EngineType
-from pe_core.initial import initial_arrays
 from pe_core.parameters import encoder_parameters
+from pe_core.parity.telling import telling_arrays
 from pe_core.random import derive, normal, uniform
 
 ENGINES: dict[str, EngineType] = {"torch": pe_torch.engine.Engine, "flax": pe_flax.engine.Engine}
@@ -55,11 +55,7 @@ CONFIGS = {
 
 def perturbed_arrays(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
     """Initial weights moved off their special values (zeros, ones, tables near zero), so that no weight is without effect."""
-    arrays = initial_arrays(config, seed)
-    return {
-        name: (array + 0.2 * normal(derive(seed, 99, number), array.shape)).astype(np.float32)
-        for number, (name, array) in enumerate(arrays.items())
-    }
+    return telling_arrays(config, seed)
 
 
 def small_batch(config: ModelConfig, *, masked: bool = False, seed: int = 0) -> Batch:

@@ -48,6 +48,8 @@ OPTIONS = {
     "resume": "framework checkpoint-every stop-at json",
     "predict": "data framework seed precision json",
     "parity": "config encoding depth steps precision calibrate report json",
+    "trace": "impl out config model seed masked depth precision",
+    "compare": "referee precision json",
     "demo": "seed out json",
     "list": "",
 }
@@ -199,7 +201,7 @@ def test_list_names_all_encodings_options_data_and_frameworks(pe: Pe) -> None:
 
 DUMMY = "train --framework torch --data dummy"
 BAD_LINES = {
-    "": "pe needs a command: train, resume, predict, parity, demo, list; see pe --help",
+    "": "pe needs a command: train, resume, predict, parity, trace, compare, demo, list; see pe --help",
     "trian": "unknown command 'trian'; did you mean 'train'?",
     "--framework torch": "pe has no option '--framework'; options go behind a command; see pe --help",
     "train": "pe train needs --framework and --data; see pe train --help",

@@ -160,7 +160,7 @@ def test_a_mean_far_from_zero_costs_no_digits(label: str) -> None:
     config = small_config()
     arrays = perturbed_arrays(config)
     x = (normal(derive(0, 86), (BATCH, LENGTH, config.d_model)) + FAR).astype(np.float32)
-    run = encoder._Run(config, {name: array.astype(np.float64) for name, array in arrays.items()}, {}, 0, None)
+    run = encoder.Run(config, {name: array.astype(np.float64) for name, array in arrays.items()}, {}, 0, None)
     exact, bound = run.layer_norm("layers.0.norm1", x.astype(np.float64)), BUDGETS["tap", "float32"].bound
     assert distance(WINGS[label].call(WINGS[label].classifier(config, arrays).layers[0].norm1, x), exact, exact) <= bound
     # The variance in one pass, as Flax has it by default.

@@ -42,7 +42,7 @@ from pe_core.random import (
     threefry2x32,
     uniform,
 )
-from pe_core.reference.encoder import _Run
+from pe_core.reference.encoder import Run
 
 COLUMNS = ("numpy", "torch", "flax")
 LARGEST = (1 << 32) - 1
@@ -269,7 +269,7 @@ def test_rows_can_be_drawn_on_their_own(column: str) -> None:
 
 
 def reference_dropout(rate: float, seed: int, step: int | None, place: Any, layer: int, x: np.ndarray) -> np.ndarray:
-    return _Run(small_config(dropout=rate), {}, {}, seed, step).dropout(place, layer, x)
+    return Run(small_config(dropout=rate), {}, {}, seed, step).dropout(place, layer, x)
 
 
 @pytest.mark.parametrize("seed", [0, SEEDS[-1]])

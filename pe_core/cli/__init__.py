@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
-from pe_core.cli import demo, listing, parity, predict, resume, train
+from pe_core.cli import comparing, demo, listing, parity, predict, resume, tracing, train
 from pe_core.cli.options import Line
 from pe_core.errors import nearest
 from pe_core.interrupts import Terminated
@@ -31,6 +31,8 @@ COMMANDS: Final = {
     "parity": Command(
         Line("parity", parity.ParityOptions, alone=parity.ALONE), parity.run, "compare the reference, PyTorch and Flax, name by name"
     ),
+    "trace": Command(Line("trace", tracing.TraceOptions), tracing.run, "write every named intermediate of any model to a file"),
+    "compare": Command(Line("compare", comparing.CompareOptions, ("a", "b")), comparing.run, "find where two traces part, and why"),
     "demo": Command(Line("demo", demo.DemoOptions), demo.run, "the same training in both frameworks, side by side"),
     "list": Command(Line("list", listing.ListOptions), listing.run, "encodings, data and frameworks that there are"),
 }

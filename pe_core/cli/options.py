@@ -17,8 +17,16 @@ from pe_core.errors import nearest
 
 # What stands for the value of an option in a help text, by the option or else by its type.
 METAVARS: Final = {
-    "data": "NAME|FILE", "framework": "torch|flax", "test": "FILE", "config": "FILE", "json": "FILE", "out": "FOLDER", "report": "FOLDER",
-}  # fmt: skip
+    "data": "NAME|FILE",
+    "framework": "torch|flax",
+    "test": "FILE",
+    "config": "FILE",
+    "json": "FILE",
+    "referee": "FILE",
+    "out": "FOLDER",
+    "report": "FOLDER",
+}
+METAVARS_BY_COMMAND: Final = {("trace", "impl"): "torch|flax|reference|MODULE", ("trace", "out"): "FILE", ("trace", "model"): "FOLDER"}
 METAVARS_BY_TYPE: Final = {"int": "N", "float": "X", "bool": "true|false", "str": "NAME"}
 KINDS: Final = {"int": "a whole number", "float": "a finite number", "bool": "true or false", "str": "a text"}
 
@@ -96,7 +104,7 @@ class Line:
         summary = (inspect.getdoc(self.kind) or "").splitlines()[0]
         texts = dict(re.findall(r"^ +(\w+): (.+)$", inspect.getdoc(self.kind) or "", re.MULTILINE))
         needed = [item.name for item in fields(self.kind) if item.default is MISSING and item.name not in self.positionals]
-        named = [f"{hyphenated(f'--{name}')} {METAVARS[name]}" for name in needed]
+        named = [f"{hyphenated(f'--{name}')} {self._metavar(name)}" for name in needed]
         usage = [f"pe {self.command}", *map(str.upper, self.positionals), *named, *(["[options]"] if self.types else [])]
         parser = ArgumentParser(
             prog=f"pe {self.command}",
@@ -113,11 +121,13 @@ class Line:
         parser.add_class_arguments(self.kind, as_group=False, skip=set(self.positionals))
         for action in parser._actions:
             if action.option_strings and action.nargs != 0:
-                kind = self.types.get(action.dest, "str").split(" ")[0]
-                action.metavar = METAVARS.get(action.dest, METAVARS_BY_TYPE[kind])
-                if action.dest in self.alone:
-                    action.metavar = f"[{action.metavar}]"
+                action.metavar = self._metavar(action.dest)
         return parser
+
+    def _metavar(self, name: str) -> str:
+        kind = self.types.get(name, "str").split(" ")[0]
+        found = METAVARS_BY_COMMAND.get((self.command, name)) or METAVARS.get(name, METAVARS_BY_TYPE[kind])
+        return f"[{found}]" if name in self.alone else found
 
     def _split(self, arguments: Sequence[str]) -> tuple[list[str], str | None]:
         """Return the words with underscores for hyphens in the names of options, and the file of options, if one is given."""

@@ -118,6 +118,15 @@ def _check_report(options: ParityOptions) -> None:
         raise ValueError(f"--report needs a folder, got {options.report!r}; for example --report docs")
 
 
+def read_config(path: str) -> ModelConfig:
+    """Return the config in a file: alone, or as a run or a model keeps it."""
+    record = read_json(Path(path))
+    try:
+        return ModelConfig.from_json(record.get("model", record) if isinstance(record, dict) else record)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 def _lines(one: Study) -> Iterator[str]:
     yield from to_lines(one.comparison)
     if one.equal is not None:
@@ -131,11 +140,7 @@ def _lines(one: Study) -> Iterator[str]:
 def _models(options: ParityOptions) -> dict[str, ModelConfig]:
     config = default_model()
     if options.config is not None:
-        record = read_json(Path(options.config))
-        try:
-            config = ModelConfig.from_json(record.get("model", record) if isinstance(record, dict) else record)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{options.config}: {error}") from None
+        config = read_config(options.config)
     count_weights(config)
     if options.encoding is None:
         return {"+".join(encoding.name for encoding in config.encodings) or "none": config}

@@ -119,18 +119,23 @@ class Bar:
 
 def check_json(path: str | None) -> None:
     """Raise one clear line, before the work begins, where the file of --json could not be written; None is fine."""
-    if path is None:
-        return
+    if path is not None:
+        check_file("json", path)
+
+
+def check_file(option: str, path: str) -> None:
+    """Raise one clear line, before the work begins, where the file of an option could not be written."""
     target = Path(path)
     if not path or target.is_dir():
-        raise ValueError(f"--json needs the name of a file, got {path!r}{', a folder' if path else ''}; for example result.json")
+        example = "result.json" if option == "json" else "trace.npz"
+        raise ValueError(f"--{option} needs the name of a file, got {path!r}{', a folder' if path else ''}; for example {example}")
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"the folder of --json {path} does not exist; make it first")
+        raise FileNotFoundError(f"the folder of --{option} {path} does not exist; make it first")
     try:
         with tempfile.TemporaryFile(dir=target.parent):
             pass
     except OSError as error:
-        raise PermissionError(f"the folder of --json {path} cannot be written to ({error.strerror}); choose another") from None
+        raise PermissionError(f"the folder of --{option} {path} cannot be written to ({error.strerror}); choose another") from None
 
 
 def write_json(path: str | None, record: dict[str, Any]) -> None:

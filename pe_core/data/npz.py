@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import io
-import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from jaxtyping import Bool
 
+from pe_core.archive import read_archive
 from pe_core.data.reading import Reading, right_padded_mask, sorted_names
 
 ARRAYS: Final = ("inputs", "labels", "mask", "lengths")
@@ -27,7 +27,7 @@ def read_npz(path: Path) -> Reading:
         FileNotFoundError: there is no such file.
         ValueError, TypeError: the file is damaged, or holds unknown, missing, pickled or unsuitable arrays; names the file.
     """
-    arrays = _arrays(path)
+    arrays = read_archive(path, lambda names: _check_names(path, names))
     inputs = arrays["inputs"]
     if inputs.ndim == 2 and inputs.dtype.kind == "f":
         inputs = inputs[..., None]
@@ -42,20 +42,7 @@ def read_npz(path: Path) -> Reading:
     return Reading(path, inputs, mask, labels, sorted_names(labels or ()))
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; check the path")
-    try:
-        archive = zipfile.ZipFile(path)
-    except Exception as error:
-        raise ValueError(f"{path}: not an .npz archive, or cut short, {_one_line(error)}; write it with numpy.savez") from None
-    with archive:
-        members = {member.removesuffix(".npy"): member for member in archive.namelist()}
-        _check_names(path, list(members))
-        return {name: _array(path, archive, name, member) for name, member in members.items()}
-
-
-def _check_names(path: Path, names: list[str]) -> None:
+def _check_names(path: Path, names: Sequence[str]) -> None:
     unknown = [name for name in names if name not in ARRAYS]
     if unknown:
         nearest = difflib.get_close_matches(unknown[0], ARRAYS, n=1)
@@ -63,21 +50,6 @@ def _check_names(path: Path, names: list[str]) -> None:
         raise ValueError(f"{path}: unknown array {', '.join(unknown)}, the known ones are {', '.join(ARRAYS)}; {hint}")
     if "inputs" not in names:
         raise ValueError(f"{path}: has no array inputs, only {', '.join(names) or 'nothing'}; save the sequences under that name")
-
-
-def _array(path: Path, archive: zipfile.ZipFile, name: str, member: str) -> np.ndarray:
-    # The whole member is read first, so that its checksum is compared. Damaged bytes make the parsers raise nearly anything.
-    try:
-        array: np.ndarray = np.lib.format.read_array(io.BytesIO(archive.read(member)), allow_pickle=False)
-    except Exception as error:
-        if "allow_pickle" in str(error):
-            raise ValueError(f"{path}: array {name} holds Python objects and is not unpickled; save it as numbers or strings") from None
-        raise ValueError(f"{path}: array {name} is damaged, {_one_line(error)}; write the file again with numpy.savez") from None
-    return array
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _mask_of_lengths(path: Path, lengths: np.ndarray, inputs: np.ndarray) -> Bool[np.ndarray, "count length"] | None:

@@ -13,16 +13,14 @@ from pe_core.config import POOLINGS, PRECISIONS, ComputeConfig, Features, ModelC
 from pe_core.data import Batch
 from pe_core.encodings import Encoding, LearnedTable, Sinusoidal
 from pe_core.engine import EngineType
-from pe_core.initial import initial_arrays
 from pe_core.parity.budget import quantity
 from pe_core.parity.compare import Row, compare
+from pe_core.parity.telling import telling_arrays
 from pe_core.parity.trace import Depth, Trace, moved_arrays, reference_trace, trace
 from pe_core.random import Key, derive, normal, uniform
 
 # What the keys of calibration are for; far from the purposes of a run.
 CALIBRATION: Final = 64
-# Weights at zero, one or near zero hide errors, so all are moved off their initial values by this standard deviation.
-SPREAD: Final = 0.2
 # Steps of the run of a case: past the rise of its learning rate, and far from where training becomes chaotic.
 STEPS: Final = 20
 CASES: Final = 100
@@ -57,14 +55,6 @@ class _Draw:
 
     def flip(self, share: float = 0.5) -> bool:
         return bool(next(self._shares) < share)
-
-
-def spread_arrays(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
-    """Return initial weights moved off their special values (zeros, ones, tables near zero), so that none is without effect."""
-    return {
-        name: (array + SPREAD * normal(derive(seed, CALIBRATION, number), array.shape)).astype(np.float32)
-        for number, (name, array) in enumerate(initial_arrays(config, seed).items())
-    }
 
 
 def random_case(number: int, steps: int) -> Case:
@@ -104,7 +94,7 @@ def random_case(number: int, steps: int) -> Case:
     )
     masked = draw.flip()
     batches = [_batch(config, train, length, step, masked=masked) for step in range(steps)]
-    return Case(config, train, spread_arrays(config, number), batches)
+    return Case(config, train, telling_arrays(config, number), batches)
 
 
 def measure(engine_types: Mapping[str, EngineType], case: Case, precision: Precision, exact: Mapping[str, Trace]) -> tuple[Row, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from pe_core.parity.budget import quantity
@@ -37,21 +38,28 @@ def count(comparison: Comparison, kind: str) -> int:
 def to_lines(comparison: Comparison) -> list[str]:
     """Return a table with the name of each quantity that comes nearest to its bound, as lines of text."""
     frameworks = list(comparison.rows[0].errors)
-    table = [["     compared", *frameworks, "between", "bound", "", "worst name"]]
+    # One trace alone has nothing to be near to but the referee.
+    between = ["between"] if len(frameworks) > 1 else []
+    lines = [["     compared", *frameworks, *between, "bound", "", "worst name"]]
     for row in summary(comparison):
         kind = quantity(row.name)
-        figures = [f"{value:.1e}" for value in (*(row.errors[name] for name in frameworks), row.mutual)]
+        mutual = [row.mutual] if between else []
+        figures = [f"{value:.1e}" for value in (*(row.errors[name] for name in frameworks), *mutual)]
         figures.append(f"{row.bound:.1e}" if math.isfinite(row.bound) else "none")
         verdict, name = "ok" if row.passed else "FAILED", row.name.removeprefix(f"{kind}/")
-        table.append([f"{count(comparison, kind):4d} {TITLES[kind]}", *figures, verdict, name])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    texts = (0, len(widths) - 2, len(widths) - 1)
+        lines.append([f"{count(comparison, kind):4d} {TITLES[kind]}", *figures, verdict, name])
+    return table(lines, (0, len(lines[0]) - 2, len(lines[0]) - 1))
 
-    def line(row: list[str]) -> str:
+
+def table(lines: Sequence[Sequence[str]], texts: Collection[int]) -> list[str]:
+    """Return rows of cells as lines of text, columns of texts to the left and those of figures to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+    def line(row: Sequence[str]) -> str:
         cells = [cell.ljust(widths[at]) if at in texts else cell.rjust(widths[at]) for at, cell in enumerate(row)]
         return "  ".join(cells).rstrip()
 
-    return [line(row) for row in table]
+    return [line(row) for row in lines]
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,11 @@ erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 @dataclass
-class _Run:
-    """One pass: the weights in float64, where intermediates go, and the dropout of this step."""
+class Run:
+    """One pass: the weights in float64, where intermediates go, and the dropout of this step.
+
+    A subclass that computes one thing differently is a model with one planted fault; `pe_core.parity.variant` has it.
+    """
 
     config: ModelConfig
     arrays: dict[str, Array]
@@ -50,6 +53,14 @@ class _Run:
     def activation(self, x: Array) -> Array:
         """GELU in its exact form x (1 + erf(x / sqrt 2)) / 2 (Hendrycks and Gimpel 2016), or ReLU."""
         return np.maximum(x, 0.0) if self.config.activation == "relu" else 0.5 * x * (1.0 + erf(x / np.sqrt(2.0)))
+
+    def weights(self, logits: Array, allowed: np.ndarray | None) -> Array:
+        """The softmax over the keys that a query may see."""
+        return attention.weights(logits, allowed)
+
+    def pool(self, state: Array, member: np.ndarray) -> Array:
+        """From steps to one vector a segment."""
+        return _pool(self.config, self.arrays, state, member)
 
     def dropout(self, place: DropoutPlace, layer: int, x: Array) -> Array:
         """Srivastava et al. 2014, with the kept elements scaled up so that evaluation needs nothing."""
@@ -84,9 +95,24 @@ def encode(
         seed: of the dropout.
         dropout_step: the training step whose dropout applies; None is evaluation.
     """
-    run = _Run(
-        config, {name: np.asarray(array, np.float64) for name, array in arrays.items()}, {} if taps is None else taps, seed, dropout_step
-    )
+    run = _begun(Run, config, arrays, taps, seed, dropout_step)
+    return _encode(run, x, mask, positions, segment_ids)
+
+
+def _begun(
+    run_type: Callable[..., Run],
+    config: ModelConfig,
+    arrays: Mapping[str, np.ndarray],
+    taps: dict[str, Any] | None,
+    seed: int,
+    step: int | None,
+) -> Run:
+    exact = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
+    return run_type(config, exact, {} if taps is None else taps, seed, step)
+
+
+def _encode(run: Run, x: np.ndarray, mask: np.ndarray | None, positions: np.ndarray | None, segment_ids: np.ndarray | None) -> Array:
+    config = run.config
     batch, length = x.shape[:2]
     real = real_steps(mask, segment_ids)
     where = resolve_positions(length, positions, mask, segment_ids)
@@ -95,13 +121,12 @@ def encode(
         state = run.linear("input", np.asarray(x if real is None else np.where(real[..., None], x, 0.0), np.float64))
     else:
         state = run.arrays["input.table"][x if real is None else np.where(real, x, 0)]
-    run.tap("input", state)
+    state = run.tap("input", state)
     state = _add_encodings(run, state, where, layer=0)
-    if "cls" in arrays:
+    if "cls" in run.arrays:
         state = np.concatenate([np.broadcast_to(run.arrays["cls"], (batch, 1, config.d_model)), state], axis=1)
         real = None if real is None else np.pad(real, ((0, 0), (1, 0)), constant_values=True)
-    run.tap("encoding", state)
-    state = run.dropout("input", 0, state)
+    state = run.dropout("input", 0, run.tap("encoding", state))
 
     allowed = None if real is None else real[:, None, None, :]
     if segment_ids is not None:
@@ -111,7 +136,7 @@ def encode(
         if n > 0 and any(encoding.layers == "all" for encoding in config.encodings):
             front = state[:, : state.shape[1] - length]
             state = np.concatenate([front, _add_encodings(run, state[:, state.shape[1] - length :], where, layer=n)], axis=1)
-            run.tap(f"layers.{n}.encoding", state)
+            state = run.tap(f"layers.{n}.encoding", state)
         state = _block(run, n, state, allowed)
     return run.layer_norm("norm", state) if config.norm == "pre" else state
 
@@ -128,12 +153,14 @@ def forward(
     taps: dict[str, Any] | None = None,
     seed: int = 0,
     dropout_step: int | None = None,
+    run_type: Callable[..., Run] = Run,
 ) -> Array:
-    """Return the class logits, (batch, num_classes), or (batch, num_segments, num_classes) of packed sequences."""
-    taps = {} if taps is None else taps
-    state = encode(
-        config, arrays, x, mask=mask, positions=positions, segment_ids=segment_ids, taps=taps, seed=seed, dropout_step=dropout_step
-    )
+    """Return the class logits, (batch, num_classes), or (batch, num_segments, num_classes) of packed sequences.
+
+    `run_type` computes the parts: `Run`, or a subclass with a fault.
+    """
+    run = _begun(run_type, config, arrays, taps, seed, dropout_step)
+    state = _encode(run, x, mask, positions, segment_ids)
     if config.pooling == "cls":
         pooled = state[:, 0]
     else:
@@ -142,11 +169,9 @@ def forward(
         if segment_ids is not None:
             count = int(segment_ids.max()) if num_segments is None else num_segments
             member = member & (segment_ids[:, None] == np.arange(1, count + 1)[:, None])
-        pooled = _pool(config, arrays, state, member)
+        pooled = run.pool(state, member)
         pooled = pooled if segment_ids is not None else pooled[:, 0]
-    taps["pooled"] = pooled
-    taps["head"] = pooled @ np.asarray(arrays["head.weight"], np.float64).T + arrays["head.bias"]
-    return taps["head"]
+    return run.tap("head", run.linear("head", run.tap("pooled", pooled)))
 
 
 def cross_entropy(
@@ -158,7 +183,7 @@ def cross_entropy(
     return float((losses * weights).sum() / np.asarray(weights, np.float64).sum())
 
 
-def _add_encodings(run: _Run, state: Array, positions: np.ndarray, layer: int) -> Array:
+def _add_encodings(run: Run, state: Array, positions: np.ndarray, layer: int) -> Array:
     for index, encoding in enumerate(run.config.encodings):
         if layer == 0 or encoding.layers == "all":
             prefix = f"encodings.{index}."
@@ -167,7 +192,7 @@ def _add_encodings(run: _Run, state: Array, positions: np.ndarray, layer: int) -
     return state
 
 
-def _block(run: _Run, n: int, state: Array, allowed: np.ndarray | None) -> Array:
+def _block(run: Run, n: int, state: Array, allowed: np.ndarray | None) -> Array:
     """One block: x + A(N(x)) then x + F(N(x)) pre-norm (Xiong et al. 2020).
 
     Post-norm, N(x + A(x)) then N(x + F(x)) (Vaswani et al. 2017).
@@ -186,12 +211,12 @@ def _block(run: _Run, n: int, state: Array, allowed: np.ndarray | None) -> Array
     return run.tap(f"{name}.output", state)
 
 
-def _attention(run: _Run, n: int, x: Array, allowed: np.ndarray | None) -> Array:
+def _attention(run: Run, n: int, x: Array, allowed: np.ndarray | None) -> Array:
     name, (batch, steps, width) = f"layers.{n}.attention", x.shape
     parts = run.linear(f"{name}.qkv", x).reshape(batch, steps, 3, run.config.num_heads, run.config.d_head).transpose(2, 0, 3, 1, 4)
     query, key, value = (run.tap(f"{name}.{part}", array) for part, array in zip(("query", "key", "value"), parts, strict=True))
     logits = run.tap(f"{name}.logits", attention.logits(query, key))
-    weights = run.tap(f"{name}.weights", attention.weights(logits, allowed))
+    weights = run.tap(f"{name}.weights", run.weights(logits, allowed))
     mixed = run.tap(f"{name}.mixed", attention.mixed(run.dropout("attention_weights", n, weights), value))
     return run.tap(f"{name}.output", run.linear(f"{name}.out", mixed.transpose(0, 2, 1, 3).reshape(batch, steps, width)))
 
