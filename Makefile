@@ -5,7 +5,7 @@ STAMP := .venv/.stamp
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 FOLDERS = $(wildcard pe_core pe_torch pe_flax parity_tests scripts benchmarks)
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test evidence lint clean
 
 setup: $(STAMP)
 
@@ -23,6 +23,14 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	.venv/bin/python -m pytest $(ARGS)
+
+# The long measurements, half an hour or so: docs/parity.md and docs/evidence/. One thread each, because two of them run side by side.
+evidence: export OMP_NUM_THREADS = 1
+evidence: export XLA_FLAGS = --xla_cpu_multi_thread_eigen=false
+evidence: $(STAMP)
+	PE_EVIDENCE=docs .venv/bin/python -m pytest -m evidence $(ARGS)
+	.venv/bin/pe parity --calibrate --report docs & calibrating=$$!; \
+		.venv/bin/pe parity --report docs; reported=$$?; wait $$calibrating && exit $$reported
 
 lint: $(STAMP)
 	.venv/bin/ruff check $(FOLDERS)

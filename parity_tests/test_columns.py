@@ -30,9 +30,8 @@ from pe_core.reference import cross_entropy, encode, forward
 # are about eps^(2/3) at this h. The losses here are near 1.5, and their third derivatives along a direction stay below a hundred or so.
 DIFFERENCE_STEP = float(np.finfo(np.float64).eps) ** (1 / 3)
 DIFFERENCE_ERROR = 30 * DIFFERENCE_STEP**2
-# Unit roundoff of bfloat16. Every dense product rounds its two factors and its result, and the errors of a few add up.
-BFLOAT16_ROUNDOFF = 2.0**-8
-BFLOAT16_ERROR = 8 * BFLOAT16_ROUNDOFF
+# Random directions in which the gradient of each weight is held against the reference.
+DIRECTIONS = 3
 MASKED = pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 
 
@@ -137,11 +136,11 @@ def test_gradients_are_those_of_the_reference(name: str, masked: bool) -> None:
         return cross_entropy(logits, batch.labels, batch.weights)
 
     for number, (key, array) in enumerate(weights.items()):
-        direction = normal(derive(0, 97, number), array.shape)
-        direction /= np.linalg.norm(direction)
-        ahead, behind = (loss({key: array + sign * DIFFERENCE_STEP * direction}) for sign in (1, -1))
-        slope = (ahead - behind) / (2 * DIFFERENCE_STEP)
-        assert abs(slope - (exact[f"gradient/{key}"] * direction).sum()) <= DIFFERENCE_ERROR, key
+        for direction in normal(derive(0, 97, number), (DIRECTIONS, *array.shape)):
+            direction /= np.linalg.norm(direction)
+            ahead, behind = (loss({key: array + sign * DIFFERENCE_STEP * direction}) for sign in (1, -1))
+            slope = (ahead - behind) / (2 * DIFFERENCE_STEP)
+            assert abs(slope - (exact[f"gradient/{key}"] * direction).sum()) <= DIFFERENCE_ERROR, key
 
 
 LINE = np.arange(LENGTH)
@@ -226,6 +225,6 @@ def test_bfloat16_costs_both_frameworks_the_same(name: str) -> None:
         model = wing.classifier(config, arrays, "bfloat16")
         assert wing.call(model, batch.inputs, mask=batch.mask, taps=traces[label]).dtype == np.float32
     assert {label: list(found) for label, found in traces.items()} == dict.fromkeys(traces, list(exact))
-    for row in compare(exact, traces, "float32").rows:
-        assert row.worst <= BFLOAT16_ERROR, row
+    for row in compare(exact, traces, "bfloat16").rows:
+        assert row.passed, row
         assert max(row.errors.values()) <= 2 * min(row.errors.values()), row

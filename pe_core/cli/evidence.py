@@ -11,11 +11,11 @@ from pe_core.cli.picture import draw_floor
 from pe_core.cli.reporting import Bar, console
 from pe_core.cli.wing import versions
 from pe_core.config import PRECISIONS, Features, ModelConfig, TrainConfig
-from pe_core.data import Sequences, load
+from pe_core.data import Sequences, load, steps_per_epoch
 from pe_core.encodings import LearnedTable
 from pe_core.engine import EngineType
 from pe_core.parity.budget import BUDGETS, LOOSE, quantity
-from pe_core.parity.calibrate import Calibration, calibrate
+from pe_core.parity.calibrate import CASES, Calibration, calibrate
 from pe_core.parity.evidence import Section, write_sections
 from pe_core.parity.floor import Curves, noise_floor
 from pe_core.parity.report import TITLES, count, summary, to_json
@@ -44,7 +44,8 @@ def run_calibration(engine_types: Mapping[str, EngineType], cases: int, folder: 
             f"The largest distance, to the referee and between the frameworks ({frameworks}), over {cases} random models, weights,",
             "batches and runs. The bound must lie above the noise, at most ten times above it, and below the smallest planted fault that",
             "the precision can show. Gradients and moments are a share of their own norm or of an average weight's of their size,",
-            "whichever is larger; max pooling, where rounding chooses between two steps, is compared up to its first gradient.",
+            "whichever is larger. Models with max pooling or ReLU, where rounding chooses between two gradients, are compared up to the",
+            "loss and up to the gradient, the latter unless a unit fell on the other side of its kink.",
         ]
         command = f"pe parity --calibrate {cases} --report"
         sections = [Section("calibration", "Budgets and the noise they come from", command, text, columns, rows, versions())]
@@ -67,10 +68,11 @@ def _calibrated(found: Calibration) -> tuple[list[list[Any]], list[str], bool]:
             if noise.largest > entry.bound:
                 verdict, passed = "too tight", False
             elif entry.bound > LOOSE * noise.largest:
-                verdict = "loose"
+                # A few models have less noise than many.
+                verdict, passed = "loose", passed and found.cases < CASES
             if noise.largest > entry.noise:
                 proposals.append(f"{kind}, {precision}: noise {entry.noise:.1e} -> {noise.largest:.1e} (case {noise.case}, {noise.name})")
-            ratio = entry.bound / noise.largest if noise.largest else float("inf")
+            ratio = entry.bound / noise.largest if noise.largest else "no noise"
             rows.append(
                 [TITLES[kind], precision, noise.count, noise.largest, noise.name, entry.noise, entry.fault, entry.bound, ratio, verdict]
             )
@@ -123,7 +125,7 @@ def floor_settings() -> dict[str, tuple[ModelConfig, Sequences, TrainConfig]]:
     digits = ModelConfig(inputs=Features(8), num_classes=10, encodings=(LearnedTable(8),))
     trainings = {
         "dummy data": (default_model(), load("dummy").train, TrainConfig()),
-        "digits": (digits, load("digits").train, TrainConfig()),
+        "digits": (digits, load("digits").train, TrainConfig(learning_rate=2e-3, schedule="warmup_cosine", warmup_steps=50)),
     }
     found = {}
     for name, (config, data, train) in trainings.items():
@@ -133,15 +135,12 @@ def floor_settings() -> dict[str, tuple[ModelConfig, Sequences, TrainConfig]]:
 
 
 def _changes(data: Sequences, train: TrainConfig, steps: int) -> dict[str, list[int]]:
-    """Where the runs change sides: at the very start, after a step, in the middle and at the end of an epoch, and all the time."""
-    epoch = -(-data.count // train.batch_size)
-    return {
-        "at step 0": [0],
-        "at step 1": [1],
-        "within an epoch": [epoch // 2],
-        "at the end of an epoch": [epoch],
-        "every 7 steps": list(range(0, steps, 7)),
-    }
+    """Where the runs change sides: at the very start, after a step, in an epoch, at its end, in the rise, and all the time."""
+    epoch = steps_per_epoch(data.count, train.batch_size)
+    found = {"at step 0": [0], "at step 1": [1], "within an epoch": [epoch // 2], "at the end of an epoch": [epoch]}
+    if train.warmup_steps:
+        found["within the rise"] = [train.warmup_steps // 2]
+    return found | {"every 7 steps": list(range(0, steps, 7))}
 
 
 def _sentence(name: str, curves: Curves) -> str:
@@ -169,9 +168,11 @@ def _agreement(studies: dict[str, Study], command: str) -> Section:
     text = [
         "The model and the data of the demonstration: the worst relative distance over all names, to the referee and between the",
         f"frameworks. The referee of taps and loss is the reference in NumPy float64, of all that training adds {frameworks[0]} in",
-        "float64, whose gradients the tests hold against central differences of the reference. After five epochs in float64, rounded",
-        f"to float32, {exact.equal:,} of {exact.total:,} weights are the same bits in all frameworks.",
+        "float64, whose gradients the tests hold against central differences of the reference.",
     ]
+    if exact.equal is not None:
+        rounded = "After five epochs in float64, rounded to float32,"
+        text.append(f"{rounded} {exact.equal:,} of {exact.total:,} weights are the same bits in both frameworks.")
     details = {precision: to_json(one.comparison) for precision, one in studies.items()}
     columns = ["precision", "compared", "names", *(f"{name} to referee" for name in frameworks), "between", "bound", "worst name"]
     return Section("agreement", "Forward pass, gradients, Adam, a run", command, text, columns, rows, versions(), details)
@@ -198,7 +199,8 @@ def _floor(curves: dict[str, Curves], command: str, picture: str | None) -> Sect
         f"one ulp is the largest of {ULPS} torch runs of which one weight, drawn among all, was moved by one ulp before the first step.",
         "Training is called chaotic from where that has grown to ten times the least that it ever was. The last two columns are the",
         "largest ratios over all steps before: of the distance between the frameworks to that floor (two or less is the aim), and of runs",
-        "that change sides (at step 0, at step 1, within and at the end of an epoch, and every seven steps) to the run that never did.",
+        "that change sides (at step 0, at step 1, within and at the end of an epoch, within the rise of the rate, and every seven steps)",
+        "to the run that never did.",
     ]
     details = {name: one.to_json() for name, one in curves.items()}
     return Section("floor", "The noise floor of training", command, text, columns, rows, versions(), details, picture)

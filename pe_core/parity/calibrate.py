@@ -23,7 +23,8 @@ from pe_core.random import Key, derive, normal, uniform
 CALIBRATION: Final = 64
 # Steps of the run of a case: past the rise of its learning rate, and far from where training becomes chaotic.
 STEPS: Final = 20
-CASES: Final = 100
+# Two in three are smooth all through and go to the end of a run: a hundred of these.
+CASES: Final = 165
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,14 @@ class Case:
 
     @property
     def depth(self) -> Depth:
-        """How far the case is traced: max pooling takes one step of two that rounding tells apart, and training goes another way then."""
-        return "gradient" if self.config.pooling == "max" else "run"
+        """How far the case is traced.
+
+        At the kink of ReLU, and where max pooling has two steps to choose from, rounding decides which of two gradients is taken; training
+        goes two ways from there, which is no error of either. So kinks end a case: max pooling before the gradient, ReLU after it.
+        """
+        if self.config.pooling == "max":
+            return "forward"
+        return "gradient" if self.config.activation == "relu" else "run"
 
 
 class _Draw:
@@ -77,9 +84,9 @@ def random_case(number: int, steps: int) -> Case:
         d_ff=draw.between(8, 96),
         encodings=encodings,
         norm=draw.one_of("pre", "post"),
-        activation=draw.one_of("gelu", "relu"),
+        activation=draw.one_of("gelu", "gelu", "gelu", "relu"),
         attention_bias=draw.flip(),
-        pooling=draw.one_of(*POOLINGS),
+        pooling=draw.one_of(*POOLINGS, *(kind for kind in POOLINGS if kind != "max")),
         dropout=draw.one_of(0.0, 0.1, 0.3),
     )
     rise = draw.one_of(0, 5)
@@ -110,7 +117,16 @@ def measure(engine_types: Mapping[str, EngineType], case: Case, precision: Preci
     referee = next(iter(exact.values())) | reference_trace(case.config, case.arrays, case.batches[0], seed=case.train.seed, dropout=drops)
     found = exact if precision == "float64" else run_case(engine_types, case, precision)
     moved = moved_arrays(referee, case.arrays) if case.depth == "run" else None
-    return compare(referee, found, precision, moved=moved).rows
+    rows = compare(referee, found, precision, moved=moved).rows
+    if case.config.activation == "relu" and any(_on_another_side(referee, one) for one in found.values()):
+        return tuple(row for row in rows if quantity(row.name) != "gradient")
+    return rows
+
+
+def _on_another_side(referee: Trace, found: Trace) -> bool:
+    """Whether rounding put a unit of ReLU on the other side of its kink: its gradient is then another one."""
+    hidden = [name for name in referee if name.endswith("feed_forward.hidden")]
+    return any(not np.array_equal(referee[name] == 0.0, found[name] == 0.0) for name in hidden)
 
 
 def run_case(engine_types: Mapping[str, EngineType], case: Case, precision: Precision) -> dict[str, Trace]:

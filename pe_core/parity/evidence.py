@@ -61,7 +61,9 @@ def write_sections(folder: Path, sections: list[Section]) -> Path:
     """Write the sections beside those that other commands wrote, and the page of all of them; return the page."""
     (folder / EVIDENCE_FOLDER).mkdir(parents=True, exist_ok=True)
     for section in sections:
-        write_file(folder / EVIDENCE_FOLDER / f"{section.name}.json", (json.dumps(asdict(section), indent=1) + "\n").encode())
+        write_file(
+            folder / EVIDENCE_FOLDER / f"{section.name}.json", (json.dumps(asdict(section), indent=1, allow_nan=False) + "\n").encode()
+        )
     page = folder / PAGE
     write_file(page, rendered(read_sections(folder)).encode())
     return page

@@ -23,6 +23,8 @@ from pe_core.random import derive, uniform
 ULP: Final = 65
 # Training is called chaotic from where a change of one ulp has grown to this many times the smallest share that it ever was.
 CHAOS: Final = 10.0
+# Frameworks are to drift apart no faster than this many times the floor.
+AIM: Final = 2.0
 # How many steps are looked at: evenly in the logarithm of the step.
 MARKS: Final = 48
 
@@ -110,7 +112,7 @@ def noise_floor(
 
     first = next(iter(engine_types))
     runs: dict[str, Any] = {name: engine(name, arrays) for name in engine_types} | {"exact": engine(first, arrays, "float64")}
-    runs |= {f"ulp {number}": engine(first, _moved_by_one_ulp(arrays, train.seed, number)) for number in range(ulps)}
+    runs |= {f"ulp {number}": engine(first, moved_by_one_ulp(arrays, train.seed, number)) for number in range(ulps)}
     runs |= {name: _ChangesSides([engine(each, arrays) for each in engine_types], at) for name, at in (changes or {}).items()}
     start = _flat(config, arrays)
     marks = set(np.geomspace(1, steps, MARKS).astype(int).tolist())
@@ -162,8 +164,8 @@ def _stream(data: Sequences, train: TrainConfig, steps: int) -> Iterator[tuple[i
         yield step, batch_at(data, order, place, train.batch_size)
 
 
-def _moved_by_one_ulp(arrays: Mapping[str, np.ndarray], seed: int, number: int) -> dict[str, np.ndarray]:
-    """The weights with one of them, drawn among all, one float32 further from zero."""
+def moved_by_one_ulp(arrays: Mapping[str, np.ndarray], seed: int, number: int) -> dict[str, np.ndarray]:
+    """Return the weights with one of them, drawn among all by the number, one float32 further from zero."""
     place = int(uniform(derive(seed, ULP, number), (1,))[0] * sum(array.size for array in arrays.values()))
     found = {name: array.copy() for name, array in arrays.items()}
     for array in found.values():

@@ -25,7 +25,8 @@ class Study:
 
     Args:
         comparison: name by name.
-        equal: how many weights after the run are the same bits in all frameworks once rounded to float32; None without a run.
+        equal: how many weights after the run are the same bits in all frameworks once rounded to float32; None without a run
+            or with one framework alone.
         total: of how many.
     """
 
@@ -91,7 +92,7 @@ def study(
     for precision in precisions:
         traces = exact if precision == "float64" else _traces(engine_types, config, arrays, found, depth, options, precision)
         comparison = compare(referee, traces, precision, moved=moved)
-        equal = None if moved is None else sum(_equal([one[name] for one in traces.values()]) for name in trained)
+        equal = None if moved is None or len(traces) < 2 else sum(_equal([one[name] for one in traces.values()]) for name in trained)
         studies[precision] = Study(comparison, equal, sum(referee[name].size for name in trained))
     return studies
 
