@@ -254,11 +254,11 @@ BAD_LINES = {
     "predict none --data dummy": "none is not a model directory, config.json is missing; pass a directory that save() or `pe train` wrote",
     "parity --depth foward": "unknown depth 'foward'; did you mean 'forward'?",
     "parity --precision float16": "unknown precision 'float16'; did you mean 'bfloat16'?",
-    "parity --calibrate 0": "calibrate must be at least 1, got 0",
+    "parity --calibrate 0": "calibrate must lie in 1 .. 2147483648, got 0",
     "parity --calibrate --encoding none": (
         "--encoding does not go with --calibrate or --report, which choose their models themselves; leave it out"
     ),
-    "parity --report ''": "--report needs a folder, got ''; for example --report docs",
+    "parity --report=": "--report needs a folder, got ''; for example --report docs",
     "parity --steps 0": "steps must lie in 1 .. 10000, got 0",
     "parity --steps 5 --depth step": "--steps 5 goes with --depth run, got --depth step; leave one of them out",
     "parity --config none.json": "none.json does not exist; check the path",

@@ -35,6 +35,10 @@ DIRECTIONS = 3
 MASKED = pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 
 
+# What training adds to a trace, in its order.
+TRAINED = ("gradient/", "moment/", "update/", "gauge/")
+
+
 @functools.cache
 def case(name: str, masked: bool) -> tuple[ModelConfig, dict[str, np.ndarray], Batch]:
     config = CONFIGS[name]
@@ -47,7 +51,7 @@ def referee(name: str, masked: bool) -> Trace:
     config, arrays, batch = case(name, masked)
     found = reference_trace(config, arrays, batch, dropout=drops(name))
     exact = trace(ENGINES["torch"], config, arrays, [batch], depth="step", compute=ComputeConfig(precision="float64"), dropout=drops(name))
-    return found | {key: value for key, value in exact.items() if key.startswith(("gradient/", "update/"))}
+    return found | {key: value for key, value in exact.items() if key.startswith(TRAINED)}
 
 
 def drops(name: str) -> bool:
@@ -55,7 +59,7 @@ def drops(name: str) -> bool:
 
 
 def up_to(depth: str, found: Trace) -> Trace:
-    beyond = {"forward": ("gradient/", "update/"), "gradient": ("update/",), "step": ()}[depth]
+    beyond = {"forward": TRAINED, "gradient": TRAINED[1:], "step": ()}[depth]
     return {name: array for name, array in found.items() if not name.startswith(beyond)}
 
 
@@ -86,7 +90,7 @@ def test_compiled_engines_in_float64() -> None:
     arrays, batch, compute = perturbed_arrays(config), small_batch(config, masked=True), ComputeConfig(precision="float64")
     traces = {label: trace(engine, config, arrays, [batch], depth="step", compute=compute) for label, engine in ENGINES.items()}
     exact = reference_trace(config, arrays, batch)
-    exact |= {name: array for name, array in traces["torch"].items() if name.startswith(("gradient/", "update/"))}
+    exact |= {name: array for name, array in traces["torch"].items() if name.startswith(TRAINED)}
     assert {label: list(found) for label, found in traces.items()} == dict.fromkeys(traces, list(exact))
     assert_close(compare(exact, traces, "float64"))
 

@@ -100,7 +100,8 @@ def _unbiased_variance(norm: Any, module: Any, x: Any) -> Any:
 
 
 def _twin_key(keep: Any, key: Any, shape: Any, *rest: Any) -> Any:
-    return keep((key[0] ^ 1, key[1]), shape, *rest)
+    other = (key[0] ^ 1, key[1])
+    return keep(jnp.stack(other) if isinstance(key, jax.Array) else other, shape, *rest)
 
 
 def _unmasked_mean(empty: Any, query: Any, key: Any, value: Any, allowed: Any, *rest: Any) -> Any:

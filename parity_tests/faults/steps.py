@@ -93,7 +93,7 @@ def _late_corrections(at: Any, corrections: Any, count: Any, dtype: Any) -> Any:
 
 def _float32_corrections(at: Any, corrections: Any, count: Any, dtype: Any) -> Any:
     """As optax has them."""
-    return jax.tree.map(lambda value: value.astype(jnp.float32).astype(dtype), at(corrections, count, jnp.float32))
+    return jax.tree.map(lambda value: value.astype(jnp.float32).astype(dtype), at(corrections, count, np.dtype("float32")))
 
 
 def _one_percent_more(schedule: Any, train: Any, total: int) -> Any:

@@ -17,7 +17,7 @@ from pe_core.engine import EngineType
 from pe_core.parity.budget import BUDGETS, LOOSE, quantity
 from pe_core.parity.calibrate import CASES, Calibration, calibrate
 from pe_core.parity.evidence import Section, write_sections
-from pe_core.parity.floor import Curves, noise_floor
+from pe_core.parity.floor import AIM, Curves, noise_floor
 from pe_core.parity.report import TITLES, count, summary, to_json
 from pe_core.parity.study import Study, default_model, study
 
@@ -27,6 +27,8 @@ ULPS: Final = 8
 # Nobody's error against the referee is to be more than this many times the other's.
 FAIR: Final = 2.0
 DROPOUT: Final = 0.1
+# Runs that change sides after their first step; one that does at step 0 is the other framework's.
+LATER: Final = ("at step 1", "within an epoch", "at the end of an epoch", "within the rise", "every 7 steps")
 
 
 def run_calibration(engine_types: Mapping[str, EngineType], cases: int, folder: Path | None) -> int:
@@ -140,7 +142,7 @@ def _changes(data: Sequences, train: TrainConfig, steps: int) -> dict[str, list[
     found = {"at step 0": [0], "at step 1": [1], "within an epoch": [epoch // 2], "at the end of an epoch": [epoch]}
     if train.warmup_steps:
         found["within the rise"] = [train.warmup_steps // 2]
-    return found | {"every 7 steps": list(range(0, steps, 7))}
+    return found | {"every 7 steps": list(range(1, steps, 7))}
 
 
 def _sentence(name: str, curves: Curves) -> str:
@@ -182,25 +184,26 @@ def _floor(curves: dict[str, Curves], command: str, picture: str | None) -> Sect
     rows: list[list[Any]] = []
     for name, one in curves.items():
         at = (len(one.steps) if one.chaos is None else one.steps.index(one.chaos)) - 1
-        handed = max(one.worst_ratio_handed_over.values(), default=0.0)
+        handed = max((ratio for change, ratio in one.worst_ratio_handed_over.items() if change in LATER), default=0.0)
         between = one.between[at] if one.between else "-"
         rows.append([
             name, one.steps[at], between, *(curve[at] for curve in one.exact.values()), one.floor[at],
-            one.chaos or "none seen", one.worst_ratio, handed,
+            one.chaos or "none seen", one.worst_ratio, one.settled or "none", handed,
         ])  # fmt: skip
     frameworks = list(next(iter(curves.values())).exact)
     columns = [
         "training", "steps", "between the frameworks", *(f"{name} to float64" for name in frameworks), "one ulp", "chaotic from step",
-        "frameworks / one ulp", "changing sides / one ulp",
+        "frameworks / one ulp", f"within {AIM:g} from step", "changing sides / one ulp",
     ]  # fmt: skip
     text = [
         *(_sentence(name, one) for name, one in curves.items()),
         "Distances are of all weights together, as a share of the distance that they moved;",
         f"one ulp is the largest of {ULPS} torch runs of which one weight, drawn among all, was moved by one ulp before the first step.",
-        "Training is called chaotic from where that has grown to ten times the least that it ever was. The last two columns are the",
-        "largest ratios over all steps before: of the distance between the frameworks to that floor (two or less is the aim), and of runs",
-        "that change sides (at step 0, at step 1, within and at the end of an epoch, within the rise of the rate, and every seven steps)",
-        "to the run that never did.",
+        "Training is called chaotic from where that has grown to ten times the least that it ever was; ratios are the largest over all",
+        f"steps before. The aim is that the frameworks lie within {AIM:g} times the floor. Adam's first steps are the signs of gradients: a",
+        "weight whose gradient is no larger than its rounding may start one way or the other, and what that makes stays while everything",
+        "else moves on. So the ratio is at its largest there and falls. Runs that change sides after their first step (right after it,",
+        "within and at the end of an epoch, within the rise of the rate, every seven steps) are compared to the run that never did.",
     ]
     details = {name: one.to_json() for name, one in curves.items()}
     return Section("floor", "The noise floor of training", command, text, columns, rows, versions(), details, picture)

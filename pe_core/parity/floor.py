@@ -68,6 +68,14 @@ class Curves:
         return self._worst(self.between)
 
     @property
+    def settled(self) -> int | None:
+        """The first of the steps from which on the frameworks lie within the aim up to chaos; None where there is none."""
+        end = len(self.steps) if self.chaos is None else self.steps.index(self.chaos)
+        beyond = [number for number in range(end) if self.between and self.between[number] > AIM * self.floor[number]]
+        first = beyond[-1] + 1 if beyond else 0
+        return self.steps[first] if first < end else None
+
+    @property
     def worst_ratio_handed_over(self) -> dict[str, float]:
         """The same of each run that changes sides."""
         return {name: self._worst(curve) for name, curve in self.handed_over.items()}
@@ -78,7 +86,7 @@ class Curves:
 
     def to_json(self) -> dict[str, Any]:
         """Return the curves as a dictionary for JSON."""
-        found = {"floor": self.floor, "chaos": self.chaos, "worst_ratio": self.worst_ratio}
+        found = {"floor": self.floor, "chaos": self.chaos, "worst_ratio": self.worst_ratio, "settled": self.settled}
         return asdict(self) | found | {"worst_ratio_handed_over": self.worst_ratio_handed_over}
 
 
