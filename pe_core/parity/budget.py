@@ -33,13 +33,13 @@ class Budget:
 
 BUDGETS: Final[dict[tuple[Quantity, str], Budget]] = {
     ("tap", "float64"): Budget(noise=2.8e-15, fault=6.3e-8, bound=1e-14),
-    ("tap", "float32"): Budget(noise=1.4e-6, fault=1.3e-5, bound=4e-6),
+    ("tap", "float32"): Budget(noise=1.4e-6, fault=1.3e-5, bound=2e-6),
     ("tap", "bfloat16"): Budget(noise=3.6e-2, fault=0.18, bound=0.1),
     ("loss", "float64"): Budget(noise=7.7e-16, fault=1.1e-3, bound=5e-15),
     ("loss", "float32"): Budget(noise=3.3e-7, fault=1.1e-3, bound=2e-6),
     ("loss", "bfloat16"): Budget(noise=1.2e-2, fault=4.2e-2, bound=3e-2),
     ("gradient", "float64"): Budget(noise=8.2e-15, fault=0.35, bound=5e-14),
-    ("gradient", "float32"): Budget(noise=4.7e-6, fault=0.35, bound=1e-5),
+    ("gradient", "float32"): Budget(noise=4.7e-6, fault=0.35, bound=5e-6),
     ("gradient", "bfloat16"): Budget(noise=0.4, fault=1.9, bound=0.9),
     ("moment", "float64"): Budget(noise=6.5e-15, fault=1.5e-7, bound=5e-14),
     ("moment", "float32"): Budget(noise=4e-6, fault=1.9, bound=2e-5),
