@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -28,7 +23,6 @@ from pe_core.run_directory import CHECKPOINTS_FOLDER, METRICS_ARRAY, METRICS_FIL
 from pe_core.training import TrainResult, train
 from pe_core.weights import digest
 
-ROOT = Path(__file__).parents[1]
 CONFIG = ModelConfig(
     inputs=Features(16), num_classes=2, d_model=12, num_heads=3, num_layers=1, d_ff=20, encodings=(LearnedTable(10),), dropout=0.1
 )
@@ -237,48 +231,6 @@ def test_a_checkpoint_of_another_run_is_refused(changes: dict[str, Any], message
         train(
             ENGINES["torch"], CONFIG, options["data"], train=options["train"], compute=options["compute"], out=tmp_path / "run", resume=True
         )
-
-
-def command(*words: str | Path) -> list[str]:
-    return [sys.executable, "-m", "pe_core", *map(str, words)]
-
-
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
-SMALL = ("--data", "dummy", "--d-model", "12", "--num-heads", "3", "--num-layers", "1", "--dropout", "0.1")
-
-
-def model_bytes(run: Path) -> bytes:
-    return (run / "model" / "model.safetensors").read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)], ids=["SIGTERM", "SIGINT", "SIGKILL"]
-)
-def test_signals_leave_a_run_that_goes_on(number: int, code: int, tmp_path: Path) -> None:
-    options = ("--framework", "torch", *SMALL, "--epochs", "20", "--checkpoint-every", "5")
-    subprocess.run(command("train", *options, "--out", tmp_path / "whole"), env=ENVIRONMENT, check=True, capture_output=True)
-    process = subprocess.Popen(
-        command("train", *options, "--out", tmp_path / "run"), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    while not checkpoint_folders(tmp_path / "run" / CHECKPOINTS_FOLDER):
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(number)
-    try:
-        _, said = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == code, said
-    if code > 0:
-        assert said.startswith("pe: error: ")
-        assert said.count("\n") == 1
-    assert not (tmp_path / "run" / "model").exists()
-    done = subprocess.run(command("resume", tmp_path / "run"), env=ENVIRONMENT, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert model_bytes(tmp_path / "run") == model_bytes(tmp_path / "whole")
-    again = subprocess.run(command("resume", tmp_path / "run"), env=ENVIRONMENT, check=False, capture_output=True, text=True)
-    assert again.returncode == 2
-    assert "is finished" in again.stderr
 
 
 def test_resume_of_nothing(tmp_path: Path) -> None:
