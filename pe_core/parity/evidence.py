@@ -91,7 +91,8 @@ def rendered(sections: list[Section]) -> str:
     parts = [HEAD]
     for section in sections:
         parts.append(f"## {section.title}\n")
-        parts.append(" ".join(section.text) + "\n" if section.text else "")
+        # What begins with a hyphen is an item of a list, on a line of its own.
+        parts.append(" ".join(f"\n{line}" if line.startswith("- ") else line for line in section.text).replace(" \n", "\n").lstrip() + "\n")
         if section.picture:
             parts.append(f"![{section.title}]({section.picture})\n")
         if section.columns:
