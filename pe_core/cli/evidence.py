@@ -199,11 +199,12 @@ def _floor(curves: dict[str, Curves], command: str, picture: str | None) -> Sect
         *(f"- {_sentence(name, one)}" for name, one in curves.items()),
         "\n\nDistances are of all weights together, as a share of the distance that they moved;",
         f"one ulp is the largest of {ULPS} {frameworks[0]} runs of which one weight, drawn among all, was moved by one ulp before",
-        f"the first step. Training is called chaotic from where that has grown to {CHAOS:g} times the least that it ever was; ratios are the largest",
-        f"over all steps before. The aim is that the frameworks lie within {AIM:g} times the floor. Adam's first steps are the signs of",
-        "gradients: a weight whose gradient is no larger than its rounding may start one way or the other, and what that makes stays while",
-        "all else moves on. So the ratio is at its largest there and falls. Runs that change sides after their first step (right after it,",
-        "within and at the end of an epoch, within the rise of the rate, every seven steps) are compared to the run that never did.",
+        f"the first step. Training is called chaotic from where that has grown to {CHAOS:g} times the least that it ever was;",
+        f"ratios are the largest over all steps before. The aim is that the frameworks lie within {AIM:g} times the floor.",
+        "Adam's first steps are the signs of gradients: a weight whose gradient is no larger than its rounding may start one way or the",
+        "other, and what that makes stays while all else moves on. So the ratio is at its largest there and falls. Runs that change sides",
+        "after their first step (right after it, within and at the end of an epoch, within the rise of the rate, every seven steps) are",
+        "compared to the run that never did.",
     ]
     details = {name: one.to_json() for name, one in curves.items()}
     return Section("floor", "The noise floor of training", command, text, columns, rows, versions(), details, picture)
