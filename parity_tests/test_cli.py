@@ -21,7 +21,6 @@ import pytest
 import safetensors.numpy
 
 import pe_torch.engine
-from parity_tests.cases import ENGINES
 from pe_core import ComputeConfig, ModelConfig, TrainConfig
 from pe_core.cli import COMMANDS, demo, listing, main
 from pe_core.config import FRAMEWORKS
@@ -709,7 +708,7 @@ def test_parity_fails_where_a_fault_is_planted(pe: Pe, runs: Path, tmp_path: Pat
 def test_parity_fails_where_float64_ends_on_other_bits(pe: Pe, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pe_core.parity.study._equal", lambda arrays: arrays[0].size - 1)
     # torch in both places, which compiles nothing.
-    monkeypatch.setattr("pe_core.cli.parity.engine_type", lambda name: ENGINES["torch"])
+    monkeypatch.setattr("pe_core.cli.parity.engine_type", lambda name: pe_torch.engine.Engine)
     text = pe("parity", "--config", runs / "torch" / "config.json", "--steps=2", "--precision=float64", code=1)
     assert "FAILED: a run in float64 must end on the same bits" in text
 
