@@ -81,7 +81,7 @@ IN_BFLOAT16 = {
     "loss": "filler rows in the loss",
     "gradient": "negated",
     "moment": "each weight apart",
-    "update": "read one step late",
+    "update": "climbs",
     "weights": "climbs",
 }
 
@@ -89,9 +89,9 @@ IN_BFLOAT16 = {
 @pytest.mark.parametrize("kind", IN_BFLOAT16)
 def test_bfloat16_hides_not_everything(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fault = next(fault for fault in FAULTS if fault.name == IN_BFLOAT16[kind] and fault.wing == "torch")
-    if kind == "weights":
-        # What is wrong from the first step on has grown by the end of the run.
-        fault = replace(fault, place="weights/", steps=4)
+    if fault.name == "climbs":
+        # It is caught at the moments; here it is looked at further on.
+        fault = replace(fault, place=f"{kind}/", steps=4)
     expected(clean(fault))
     fault.patch(monkeypatch)
     rows = [row for row in compared(fault, "bfloat16").rows if quantity(row.name) == kind]

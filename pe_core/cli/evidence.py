@@ -47,7 +47,9 @@ def run_calibration(engine_types: Mapping[str, EngineType], cases: int, folder: 
             "batches and runs. The bound must lie above the noise, at most ten times above it, and below the smallest planted fault that",
             "the precision can show. Gradients and moments are a share of their own norm or of an average weight's of their size,",
             "whichever is larger. Models with max pooling or ReLU, where rounding chooses between two gradients, are compared up to the",
-            "loss and up to the gradient, the latter unless a unit fell on the other side of its kink.",
+            "loss and up to the gradient, the latter unless a unit fell on the other side of its kink. Where float32 updates or weights",
+            "are marked too tight, a weight whose gradient is no larger than its rounding took Adam's first step, a sign, the other way:",
+            "the bound is kept, for one above such a start would hide a learning rate that is one percent off.",
         ]
         command = f"pe parity --calibrate {cases} --report"
         sections = [Section("calibration", "Budgets and the noise they come from", command, text, columns, rows, versions())]

@@ -2,7 +2,9 @@
 
 All are relative: the norm of the difference over the norm of the referee; weights after training, over the distance that they moved.
 The noise is the largest of `pe parity --calibrate`, over random models and seeds; the fault, the smallest effect of those that the tests
-plant and that float32, float64 or bfloat16 can show.
+plant and that float32, float64 or bfloat16 can show. In float32, a weight whose gradient is no larger than its rounding may take Adam's
+first step, which is a sign, the other way; the noise of updates and weights there is that of models in which none does, for a bound above
+such a start would hide a learning rate that is one percent off.
 """
 
 from __future__ import annotations
@@ -32,24 +34,24 @@ class Budget:
 
 
 BUDGETS: Final[dict[tuple[Quantity, str], Budget]] = {
-    ("tap", "float64"): Budget(noise=2.8e-15, fault=6.3e-8, bound=1e-14),
-    ("tap", "float32"): Budget(noise=1.4e-6, fault=1.3e-5, bound=2e-6),
+    ("tap", "float64"): Budget(noise=2.9e-15, fault=6.3e-8, bound=1e-14),
+    ("tap", "float32"): Budget(noise=1.6e-6, fault=1.3e-5, bound=2e-6),
     ("tap", "bfloat16"): Budget(noise=3.6e-2, fault=0.18, bound=0.1),
-    ("loss", "float64"): Budget(noise=7.7e-16, fault=1.1e-3, bound=5e-15),
-    ("loss", "float32"): Budget(noise=3.3e-7, fault=1.1e-3, bound=2e-6),
-    ("loss", "bfloat16"): Budget(noise=1.2e-2, fault=4.2e-2, bound=3e-2),
-    ("gradient", "float64"): Budget(noise=8.2e-15, fault=0.35, bound=5e-14),
-    ("gradient", "float32"): Budget(noise=4.7e-6, fault=0.35, bound=5e-6),
-    ("gradient", "bfloat16"): Budget(noise=0.4, fault=1.9, bound=0.9),
-    ("moment", "float64"): Budget(noise=6.5e-15, fault=1.5e-7, bound=5e-14),
+    ("loss", "float64"): Budget(noise=1e-15, fault=1.1e-3, bound=5e-15),
+    ("loss", "float32"): Budget(noise=4.4e-7, fault=1.1e-3, bound=2e-6),
+    ("loss", "bfloat16"): Budget(noise=2e-2, fault=4.2e-2, bound=3e-2),
+    ("gradient", "float64"): Budget(noise=1.1e-14, fault=0.35, bound=5e-14),
+    ("gradient", "float32"): Budget(noise=6.2e-6, fault=0.35, bound=1e-5),
+    ("gradient", "bfloat16"): Budget(noise=0.09, fault=1.9, bound=0.5),
+    ("moment", "float64"): Budget(noise=8.9e-15, fault=1.5e-7, bound=5e-14),
     ("moment", "float32"): Budget(noise=4e-6, fault=1.9, bound=2e-5),
-    ("moment", "bfloat16"): Budget(noise=0.4, fault=4.5, bound=0.9),
-    ("update", "float64"): Budget(noise=4.8e-12, fault=7.6e-8, bound=2e-11),
+    ("moment", "bfloat16"): Budget(noise=0.11, fault=4.5, bound=0.6),
+    ("update", "float64"): Budget(noise=1.4e-11, fault=7.6e-8, bound=2e-11),
     ("update", "float32"): Budget(noise=5.2e-4, fault=1e-2, bound=2e-3),
-    ("update", "bfloat16"): Budget(noise=0.76, fault=1.0, bound=0.95),
-    ("weights", "float64"): Budget(noise=9.8e-13, fault=4.2e-4, bound=5e-12),
+    ("update", "bfloat16"): Budget(noise=1.2, fault=1.9, bound=1.5),
+    ("weights", "float64"): Budget(noise=4.3e-12, fault=4.2e-4, bound=1e-11),
     ("weights", "float32"): Budget(noise=9.5e-5, fault=4.2e-4, bound=2.5e-4),
-    ("weights", "bfloat16"): Budget(noise=0.5, fault=1.9, bound=1.2),
+    ("weights", "bfloat16"): Budget(noise=0.79, fault=1.9, bound=1.2),
     # The optimizer alone, 1,000 steps on one stream of gradients: weights against those of torch.optim.AdamW in the same precision.
     ("adam", "float64"): Budget(noise=6.1e-16, fault=2.8e-9, bound=5e-15),
     ("adam", "float32"): Budget(noise=5.4e-7, fault=3.8e-6, bound=1e-6),
