@@ -16,9 +16,11 @@ from pe_core.cli import main
 from pe_core.cli.evidence import FAIR, LATER, floor_settings
 from pe_core.data import dummy
 from pe_core.initial import initial_arrays
+from pe_core.parity.budget import BUDGETS
 from pe_core.parity.calibrate import CASES, STEPS, calibrate, random_case
 from pe_core.parity.evidence import Section, read_sections, rendered, write_sections
 from pe_core.parity.floor import AIM, Curves, moved_by_one_ulp, noise_floor
+from pe_core.parity.report import TITLES
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ModelConfig(inputs=Features(16), num_classes=2, d_model=12, num_heads=3, num_layers=1, d_ff=20, attention_bias=True)
@@ -153,6 +155,13 @@ def test_the_evidence_holds_what_it_should() -> None:
     assert {(row[0], row[1]) for row in found["calibration"].rows if row[-1] != "ok"} <= signs
     assert all(row[-1] == "fair" or "worse" in row[-1] for row in found["fairness"].rows)
     assert FAIR > 1.0
+    # A bound that changes has to be measured against again.
+    kinds = {title: kind for kind, title in TITLES.items()}
+    for row in found["agreement"].rows:
+        assert row[-2] == BUDGETS[kinds[row[1]], row[0]].bound  # type: ignore[index]
+    for row in found["calibration"].rows:
+        entry = BUDGETS[kinds[row[0]], row[1]]  # type: ignore[index]
+        assert (row[5], row[6], row[7]) == (entry.noise, entry.fault, entry.bound)
 
 
 def test_the_commands_write_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
