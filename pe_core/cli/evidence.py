@@ -48,8 +48,8 @@ def run_calibration(engine_types: Mapping[str, EngineType], cases: int, folder: 
             "the precision can show. Gradients and moments are a share of their own norm or of an average weight's of their size,",
             "whichever is larger. Models with max pooling or ReLU, where rounding chooses between two gradients, are compared up to the",
             "loss and up to the gradient, the latter unless a unit fell on the other side of its kink. Where float32 updates or weights",
-            "are marked too tight, a weight whose gradient is no larger than its rounding took Adam's first step, a sign, the other way:",
-            "the bound is kept, for one above such a start would hide a learning rate that is one percent off.",
+            "are marked too tight, single weights with a gradient near Adam's epsilon took another first step: the noise then exceeds the",
+            "smallest fault, a learning rate that is one percent off, and the bound is kept although it does not hold for such models.",
         ]
         command = f"pe parity --calibrate {cases} --report"
         sections = [Section("calibration", "Budgets and the noise they come from", command, text, columns, rows, versions())]
@@ -203,10 +203,10 @@ def _floor(curves: dict[str, Curves], command: str, picture: str | None) -> Sect
         f"one ulp is the largest of {ULPS} {frameworks[0]} runs of which one weight, drawn among all, was moved by one ulp before",
         f"the first step. Training is called chaotic from where that has grown to {CHAOS:g} times the least that it ever was;",
         f"ratios are the largest over all steps before. The aim is that the frameworks lie within {AIM:g} times the floor.",
-        "Adam's first steps are the signs of gradients: a weight whose gradient is no larger than its rounding may start one way or the",
-        "other, and what that makes stays while all else moves on. So the ratio is at its largest there and falls. Runs that change sides",
-        "after their first step (right after it, within and at the end of an epoch, within the rise of the rate, every seven steps) are",
-        "compared to the run that never did.",
+        "Where they do not, the first step decides: Adam moves by g / (|g| + epsilon), and a few weights whose gradient is near epsilon",
+        "turn its rounding into steps; what that makes stays while all else moves on, so the ratio falls. Runs that change sides after",
+        "their first step (right after it, within and at the end of an epoch, within the rise of the rate, every seven steps) are",
+        "compared to the run that never did; one that changes at step 0 is the other framework's run and misses the aim where that does.",
     ]
     details = {name: one.to_json() for name, one in curves.items()}
     return Section("floor", "The noise floor of training", command, text, columns, rows, versions(), details, picture)
