@@ -36,7 +36,7 @@ MASKED = pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"
 
 
 # What training adds to a trace, in its order.
-TRAINED = ("gradient/", "moment/", "update/", "gauge/")
+TRAINED = ("gradient/", "moment/", "update/", "gauge/", "signal/")
 
 
 @functools.cache

@@ -81,7 +81,7 @@ IN_BFLOAT16 = {
     "loss": "filler rows in the loss",
     "gradient": "negated",
     "moment": "each weight apart",
-    "update": "climbs",
+    "update": "learning rate one percent off",
     "weights": "climbs",
 }
 

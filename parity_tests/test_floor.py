@@ -13,28 +13,38 @@ import pe_flax.engine
 from parity_tests.cases import ENGINES, small_config
 from pe_core import Features, ModelConfig, TrainConfig
 from pe_core.cli import main
-from pe_core.cli.evidence import FAIR, LATER, floor_settings
+from pe_core.cli.evidence import AT_ONCE, FAIR, floor_settings
 from pe_core.data import dummy
 from pe_core.initial import initial_arrays
 from pe_core.parity.budget import BUDGETS
 from pe_core.parity.calibrate import CASES, STEPS, calibrate, random_case
 from pe_core.parity.evidence import Section, read_sections, rendered, write_sections
-from pe_core.parity.floor import AIM, Curves, moved_by_one_ulp, noise_floor
+from pe_core.parity.floor import AIM, Curves, Floor, moved_by_one_ulp, noise_floor
 from pe_core.parity.report import TITLES
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ModelConfig(inputs=Features(16), num_classes=2, d_model=12, num_heads=3, num_layers=1, d_ff=20, attention_bias=True)
 RUN = TrainConfig(batch_size=50, learning_rate=1e-3)
 LENGTH, ULPS = 40, 6
+# After the first step of a run, single weights still decide how far the frameworks are apart; from here on they are within the aim.
+SETTLED = 2
 
 
 @pytest.fixture(scope="module")
-def curves() -> Curves:
+def floor() -> Floor:
     changes = {"at the start": [0], "once": [7], "often": range(3, LENGTH, 5)}
     return noise_floor(ENGINES, CONFIG, dummy(0).train, RUN, steps=LENGTH, ulps=ULPS, changes=changes)
 
 
-def test_curves_of_both_frameworks(curves: Curves) -> None:
+@pytest.fixture(scope="module")
+def curves(floor: Floor) -> Curves:
+    return floor.compared
+
+
+@pytest.mark.parametrize("kind", ["compared", "all_weights"])
+def test_curves_of_both_frameworks(floor: Floor, kind: str) -> None:
+    curves = getattr(floor, kind)
+    assert len(floor.left_out) == len(curves.steps)
     assert curves.steps[0] == 1
     assert curves.steps[-1] == LENGTH
     assert set(curves.exact) == set(ENGINES)
@@ -43,7 +53,7 @@ def test_curves_of_both_frameworks(curves: Curves) -> None:
         assert len(curve) == len(curves.steps)
         assert all(np.isfinite(curve))
         assert all(value > 0.0 for value in curve)
-    json.dumps(curves.to_json(), allow_nan=False)
+    json.dumps(floor.to_json(), allow_nan=False)
 
 
 def test_a_run_that_changes_sides_stays_within_the_floor(curves: Curves) -> None:
@@ -63,7 +73,7 @@ def test_a_run_that_loses_its_moments_leaves_the_floor() -> None:
 
     engines = {"torch": ENGINES["torch"], "flax": Forgetful}
     found = noise_floor(engines, CONFIG, dummy(0).train, RUN, steps=10, ulps=2, changes={"once": [7]})
-    assert found.worst_ratio_handed_over["once"] > AIM
+    assert found.compared.worst_ratio_handed_over["once"] > AIM
 
 
 def test_one_ulp_is_one_ulp_of_one_weight() -> None:
@@ -145,14 +155,14 @@ def test_the_evidence_holds_what_it_should() -> None:
     """The sections of the docs: long enough, no false alarm, every bound near its noise, runs that change sides within the floor."""
     found = {one.name: one for one in read_sections(ROOT / "docs")}
     for name, one in found["floor"].details.items():
-        assert one["steps"][-1] >= 1000, name
-        assert max(ratio for change, ratio in one["worst_ratio_handed_over"].items() if change in LATER) <= AIM, name
+        curves = one["compared"]
+        assert curves["steps"][-1] >= 1000, name
+        assert curves["settled"] <= SETTLED, name
+        assert max(ratio for change, ratio in curves["worst_ratio_handed_over"].items() if change != AT_ONCE) <= AIM, name
     assert [row[2] for row in found["false_alarms"].rows] == [0, 0]
     assert sum(row[1] for row in found["false_alarms"].rows) >= 200
     assert len({(row[0], row[1]) for row in found["faults"].rows}) >= 30
-    # The two exceptions of pe_core/parity/budget.py.
-    exceptions = {("one step of Adam", "float32"), ("weights after the run", "float32")}
-    assert {(row[0], row[1]) for row in found["calibration"].rows if row[-1] != "ok"} <= exceptions
+    assert {row[-1] for row in found["calibration"].rows} == {"ok"}
     assert all(row[-1] == "fair" or "worse" in row[-1] for row in found["fairness"].rows)
     assert FAIR > 1.0
     # A bound that changes has to be measured against again.
@@ -161,7 +171,7 @@ def test_the_evidence_holds_what_it_should() -> None:
         assert row[-2] == BUDGETS[kinds[row[1]], row[0]].bound  # type: ignore[index]
     for row in found["calibration"].rows:
         entry = BUDGETS[kinds[row[0]], row[1]]  # type: ignore[index]
-        assert (row[5], row[6], row[7]) == (entry.noise, entry.fault, entry.bound)
+        assert (row[6], row[7], row[8]) == (entry.noise, entry.fault, entry.bound)
 
 
 def test_the_commands_write_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

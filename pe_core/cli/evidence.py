@@ -17,7 +17,7 @@ from pe_core.engine import EngineType
 from pe_core.parity.budget import BUDGETS, LOOSE, quantity
 from pe_core.parity.calibrate import CASES, Calibration, calibrate
 from pe_core.parity.evidence import Section, write_sections
-from pe_core.parity.floor import AIM, CHAOS, Curves, noise_floor
+from pe_core.parity.floor import AIM, CHAOS, Curves, Floor, noise_floor
 from pe_core.parity.report import TITLES, count, summary, to_json
 from pe_core.parity.study import Study, default_model, study
 
@@ -27,8 +27,8 @@ ULPS: Final = 8
 # Nobody's error against the referee is to be more than this many times the other's.
 FAIR: Final = 2.0
 DROPOUT: Final = 0.1
-# Runs that change sides after their first step; one that does at step 0 is the other framework's.
-LATER: Final = ("at step 1", "within an epoch", "at the end of an epoch", "within the rise", "every 7 steps")
+# A run that changes sides before its first step; it is the other framework's run.
+AT_ONCE: Final = "at step 0"
 
 
 def run_calibration(engine_types: Mapping[str, EngineType], cases: int, folder: Path | None) -> int:
@@ -36,7 +36,7 @@ def run_calibration(engine_types: Mapping[str, EngineType], cases: int, folder: 
     with Bar("random models", cases) as bar:
         found = calibrate(engine_types, cases, progress=bar)
     rows, proposals, passed = _calibrated(found)
-    columns = ["quantity", "precision", "names", "noise", "worst name", "in the table", "fault", "bound", "bound / noise", ""]
+    columns = ["quantity", "precision", "names", "left out", "noise", "worst name", "in the table", "fault", "bound", "bound / noise", ""]
     _print(columns, rows)
     for line in proposals or ["Nothing would change in pe_core/parity/budget.py."]:
         console.print(line)
@@ -47,9 +47,9 @@ def run_calibration(engine_types: Mapping[str, EngineType], cases: int, folder: 
             "batches and runs. The bound must lie above the noise, at most ten times above it, and below the smallest planted fault that",
             "the precision can show. Gradients and moments are a share of their own norm or of an average weight's of their size,",
             "whichever is larger. Models with max pooling or ReLU, where rounding chooses between two gradients, are compared up to the",
-            "loss and up to the gradient, the latter unless a unit fell on the other side of its kink. Where float32 updates or weights",
-            "are marked too tight, single weights with a gradient near Adam's epsilon took another first step: the noise then exceeds the",
-            "smallest fault, a learning rate that is one percent off, and the bound is kept although it does not hold for such models.",
+            "loss and up to the gradient, the latter unless a unit fell on the other side of its kink. Adam divides a gradient by its own",
+            "size: where that is smaller than what the budget allows a gradient to be off, the step is rounding. Steps of Adam and trained",
+            "weights are compared without such elements, which are counted.",
         ]
         command = f"pe parity --calibrate {cases} --report"
         sections = [Section("calibration", "Budgets and the noise they come from", command, text, columns, rows, versions())]
@@ -77,9 +77,11 @@ def _calibrated(found: Calibration) -> tuple[list[list[Any]], list[str], bool]:
             if noise.largest > entry.noise:
                 proposals.append(f"{kind}, {precision}: noise {entry.noise:.1e} -> {noise.largest:.1e} (case {noise.case}, {noise.name})")
             ratio = entry.bound / noise.largest if noise.largest else "no noise"
-            rows.append(
-                [TITLES[kind], precision, noise.count, noise.largest, noise.name, entry.noise, entry.fault, entry.bound, ratio, verdict]
-            )
+            left_out = f"{noise.left_out:,} of {noise.elements:,} elements" if noise.left_out else "nothing"
+            rows.append([
+                TITLES[kind], precision, noise.count, left_out, noise.largest, noise.name, entry.noise, entry.fault, entry.bound, ratio,
+                verdict,
+            ])  # fmt: skip
     return rows, proposals, passed
 
 
@@ -106,20 +108,23 @@ def _fairness(found: Calibration, command: str) -> Section:
 
 def run_report(engine_types: Mapping[str, EngineType], folder: Path, steps: int) -> int:
     """Measure the agreement and the noise floor, write them into the folder with a picture, and return 1 where a budget is not kept."""
+    settings = floor_settings()
+    rise = max(train.warmup_steps for _, _, train in settings.values())
+    if steps <= rise:
+        raise ValueError(f"--steps {steps} with --report must be more than {rise}, the steps in which the learning rate of digits rises")
     with console.status("every name of the default model"):
         studies = study(engine_types, default_model(), ("float64", "float32"))
-    settings = floor_settings()
-    curves: dict[str, Curves] = {}
+    floors: dict[str, Floor] = {}
     for name, (config, data, train) in settings.items():
         with Bar(name, steps) as bar:
             changes = _changes(data, train, steps) if len(engine_types) > 1 else {}
-            curves[name] = noise_floor(engine_types, config, data, train, steps=steps, ulps=ULPS, changes=changes, progress=bar)
-        console.print(_sentence(name, curves[name]))
-    picture = draw_floor(folder / "noise_floor.svg", curves)
+            floors[name] = noise_floor(engine_types, config, data, train, steps=steps, ulps=ULPS, changes=changes, progress=bar)
+        console.print(_sentence(name, floors[name].all_weights))
+    picture = draw_floor(folder / "noise_floor.svg", floors)
     if picture is None:
         console.print("The picture needs matplotlib: pip install 'positional-encoding[plot]'")
     command = "pe parity --report" + (f" --steps {steps}" if steps != FLOOR_STEPS else "")
-    page = write_sections(folder, [_agreement(studies, command), _floor(curves, command, picture)])
+    page = write_sections(folder, [_agreement(studies, command), _floor(floors, command, picture)])
     console.print(f"\nWritten to {page}")
     return 0 if all(one.passed for one in studies.values()) else 1
 
@@ -141,7 +146,7 @@ def floor_settings() -> dict[str, tuple[ModelConfig, Sequences, TrainConfig]]:
 def _changes(data: Sequences, train: TrainConfig, steps: int) -> dict[str, list[int]]:
     """Where the runs change sides: at the very start, after a step, in an epoch, at its end, in the rise, and all the time."""
     epoch = steps_per_epoch(data.count, train.batch_size)
-    found = {"at step 0": [0], "at step 1": [1], "within an epoch": [epoch // 2], "at the end of an epoch": [epoch]}
+    found = {AT_ONCE: [0], "at step 1": [1], "within an epoch": [epoch // 2], "at the end of an epoch": [epoch]}
     if train.warmup_steps:
         found["within the rise"] = [train.warmup_steps // 2]
     return found | {"every 7 steps": list(range(1, steps, 7))}
@@ -182,34 +187,43 @@ def _agreement(studies: dict[str, Study], command: str) -> Section:
     return Section("agreement", "Forward pass, gradients, Adam, a run", command, text, columns, rows, versions(), details)
 
 
-def _floor(curves: dict[str, Curves], command: str, picture: str | None) -> Section:
+def _floor(floors: dict[str, Floor], command: str, picture: str | None) -> Section:
     rows: list[list[Any]] = []
-    for name, one in curves.items():
-        at = (len(one.steps) if one.chaos is None else one.steps.index(one.chaos)) - 1
-        handed = max((ratio for change, ratio in one.worst_ratio_handed_over.items() if change in LATER), default=0.0)
-        between = one.between[at] if one.between else "-"
-        rows.append([
-            name, one.steps[at], between, *(curve[at] for curve in one.exact.values()), one.floor[at],
-            one.chaos or "none seen", one.worst_ratio, one.settled or "none", handed,
-        ])  # fmt: skip
-    frameworks = list(next(iter(curves.values())).exact)
+    for name, floor in floors.items():
+        rows.append([name, f"all but {floor.left_out[-1]}", *_figures(floor.compared)])
+        rows.append([name, "all", *_figures(floor.all_weights)])
+    frameworks = list(next(iter(floors.values())).all_weights.exact)
     columns = [
-        "training", "steps", "between the frameworks", *(f"{name} to float64" for name in frameworks), "one ulp", "chaotic from step",
-        "frameworks / one ulp", f"within {AIM:g} from step", "changing sides / one ulp",
+        "training", "weights", "steps", "between the frameworks", *(f"{name} to float64" for name in frameworks), "one ulp",
+        "chaotic from step", "frameworks / one ulp", f"within {AIM:g} from step", "changing sides at step 0 / one ulp",
+        "changing sides later / one ulp",
     ]  # fmt: skip
     text = [
-        *(f"- {_sentence(name, one)}" for name, one in curves.items()),
+        *(f"- {_sentence(name, floor.all_weights)}" for name, floor in floors.items()),
         "\n\nDistances are of all weights together, as a share of the distance that they moved;",
         f"one ulp is the largest of {ULPS} {frameworks[0]} runs of which one weight, drawn among all, was moved by one ulp before",
         f"the first step. Training is called chaotic from where that has grown to {CHAOS:g} times the least that it ever was;",
         f"ratios are the largest over all steps before. The aim is that the frameworks lie within {AIM:g} times the floor.",
-        "Where they do not, the first step decides: Adam moves by g / (|g| + epsilon), and a few weights whose gradient is near epsilon",
-        "turn its rounding into steps; what that makes stays while all else moves on, so the ratio falls. Runs that change sides after",
-        "their first step (right after it, within and at the end of an epoch, within the rise of the rate, every seven steps) are",
-        "compared to the run that never did; one that changes at step 0 is the other framework's run and misses the aim where that does.",
+        "Adam's first step is g / (|g| + epsilon), so a few weights whose gradient is near epsilon or its own rounding hold most of the",
+        "distance between any two runs at first, and one or two of them decide a ratio. So all is shown twice: with all weights, and",
+        "without those whose gradient was at some step up to there smaller than the budget of gradients allows it to be off, as in the",
+        "budgets below. Runs change sides before their first step (that is the other framework's run), right after it, within and at the",
+        "end of an epoch, within the rise of the rate, and every seven steps; they are compared to the run that never did.",
     ]
-    details = {name: one.to_json() for name, one in curves.items()}
+    details = {name: floor.to_json() for name, floor in floors.items()}
     return Section("floor", "The noise floor of training", command, text, columns, rows, versions(), details, picture)
+
+
+def _figures(curves: Curves) -> list[Any]:
+    """What the table says of curves, at the last step before chaos and as the largest ratios up to there."""
+    at = (len(curves.steps) if curves.chaos is None else curves.steps.index(curves.chaos)) - 1
+    changes = curves.worst_ratio_handed_over
+    between = curves.between[at] if curves.between else "-"
+    later = max((ratio for change, ratio in changes.items() if change != AT_ONCE), default="-")
+    return [
+        curves.steps[at], between, *(curve[at] for curve in curves.exact.values()), curves.floor[at], curves.chaos or "none seen",
+        curves.worst_ratio, curves.settled or "none", changes.get(AT_ONCE, "-"), later,
+    ]  # fmt: skip
 
 
 def _print(columns: list[str], rows: list[list[Any]]) -> None:

@@ -147,16 +147,22 @@ class Noise:
         name: in the trace.
         case: its number.
         count: how many names were compared.
+        elements: of these names.
+        left_out: of these elements (see `pe_core.parity.signal`).
     """
 
     largest: float = 0.0
     name: str = ""
     case: int = 0
     count: int = 0
+    elements: int = 0
+    left_out: int = 0
 
     def add(self, row: Row, case: int) -> None:
         """Take a distance into account."""
         self.count += 1
+        self.elements += row.size
+        self.left_out += row.left_out
         if row.worst > self.largest:
             self.largest, self.name, self.case = row.worst, row.name, case
 

@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 
 from pe_core.parity.budget import budget
+from pe_core.parity.signal import above_noise
 from pe_core.parity.trace import Trace
 
 # The kinds of names that are measured by an average over all of them too.
@@ -25,12 +26,16 @@ class Row:
         errors: the distance of each framework to the referee.
         mutual: the largest distance between two frameworks.
         bound: of the budget.
+        size: how many elements the name has.
+        left_out: of these, those that are not compared (see `pe_core.parity.signal`).
     """
 
     name: str
     errors: dict[str, float]
     mutual: float
     bound: float
+    size: int = 0
+    left_out: int = 0
 
     @property
     def worst(self) -> float:
@@ -83,6 +88,7 @@ def compare(referee: Trace, traces: Mapping[str, Trace], precision: str, *, move
 
     A name that one trace lacks is at an infinite distance. A gradient that is small because its terms cancel carries the rounding of those
     terms; so gradients and moments are a share of their own norm or of that of an average weight of their size, whichever is larger.
+    Steps and trained weights are compared where the referee's gradient stands above its rounding, if the referee says where.
 
     Args:
         referee: the trace to be near to.
@@ -91,21 +97,27 @@ def compare(referee: Trace, traces: Mapping[str, Trace], precision: str, *, move
         moved: how far training moved each weight, the scale of its name.
     """
     sizes = {kind: _typical_size(referee, kind) for kind in AVERAGED}
-    names = list(referee) + [name for found in traces.values() for name in found if name not in referee]
+    names = [name for one in (referee, *traces.values()) for name in one if not name.startswith("signal/")]
     rows = []
     for name in dict.fromkeys(names):
         found = {label: one[name] for label, one in traces.items() if name in one}
+        bound = budget(name, precision).bound
         if name not in referee or len(found) < len(traces):
-            errors, mutual = {label: 0.0 if label in found else float("inf") for label in traces}, float("inf")
-        else:
-            # What is only a gauge is measured by the weights beside it: of itself, it has no size.
-            beside = name.removeprefix("gauge/")
-            scale = referee[beside] if moved is None else moved.get(beside, referee[beside])
-            least = next((size for kind, size in sizes.items() if name.startswith(kind)), 0.0) * math.sqrt(scale.size)
-            errors = {label: distance(array, referee[name], scale, least) for label, array in found.items()}
-            arrays = list(found.values())
-            mutual = max((distance(a, b, scale, least) for i, a in enumerate(arrays) for b in arrays[:i]), default=0.0)
-        rows.append(Row(name, errors, mutual, budget(name, precision).bound))
+            rows.append(Row(name, {label: 0.0 if label in found else float("inf") for label in traces}, float("inf"), bound))
+            continue
+        # What is only a gauge is measured by the weights beside it: of itself, it has no size.
+        beside = name.removeprefix("gauge/")
+        scale = referee[beside] if moved is None else moved.get(beside, referee[beside])
+        exact, signal = referee[name], referee.get(f"signal/{name}")
+        kept = np.ones(exact.shape, bool)
+        if signal is not None and all(array.shape == exact.shape for array in (signal, *found.values())):
+            kept = above_noise(signal, precision)
+            exact, scale, found = exact[kept], scale[kept], {label: array[kept] for label, array in found.items()}
+        least = next((size for kind, size in sizes.items() if name.startswith(kind)), 0.0) * math.sqrt(scale.size)
+        errors = {label: distance(array, exact, scale, least) for label, array in found.items()}
+        arrays = list(found.values())
+        mutual = max((distance(a, b, scale, least) for i, a in enumerate(arrays) for b in arrays[:i]), default=0.0)
+        rows.append(Row(name, errors, mutual, bound, kept.size, int(np.count_nonzero(~kept))))
     return Comparison(precision, tuple(rows))
 
 

@@ -2,6 +2,9 @@
 
 All runs take the same steps side by side: one in float32 in each framework, one in float64, and some in float32 of which one weight was
 moved by one ulp before the first step. Frameworks that drift apart no faster than one of them from itself cannot be told apart.
+
+All is measured twice: over all weights, and without those whose gradient was smaller than its rounding at some step (see
+`pe_core.parity.signal`), of which a few among a hundred thousand decide the former.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from pe_core.data import Batch, Sequences, batch_at, epoch_order, steps_per_epoc
 from pe_core.engine import Engine, EngineType
 from pe_core.initial import initial_arrays
 from pe_core.parity.compare import distance
+from pe_core.parity.signal import above_noise, signals
+from pe_core.parity.trace import second_moments
 from pe_core.random import derive, uniform
 
 # What the keys that choose the moved weights are for.
@@ -90,6 +95,25 @@ class Curves:
         return asdict(self) | found | {"worst_ratio_handed_over": self.worst_ratio_handed_over}
 
 
+@dataclass(frozen=True)
+class Floor:
+    """The curves of one training.
+
+    Args:
+        compared: without the weights that are left out.
+        all_weights: with them.
+        left_out: how many these are at each of the steps.
+    """
+
+    compared: Curves
+    all_weights: Curves
+    left_out: list[int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the curves as a dictionary for JSON."""
+        return {"compared": self.compared.to_json(), "all_weights": self.all_weights.to_json(), "left_out": self.left_out}
+
+
 def noise_floor(
     engine_types: Mapping[str, EngineType],
     config: ModelConfig,
@@ -100,7 +124,7 @@ def noise_floor(
     ulps: int,
     changes: Mapping[str, Collection[int]] | None = None,
     progress: Callable[[int], None] = lambda step: None,
-) -> Curves:
+) -> Floor:
     """Return how far the runs lie apart at each of the marked steps.
 
     Args:
@@ -124,26 +148,41 @@ def noise_floor(
     runs |= {name: _ChangesSides([engine(each, arrays) for each in engine_types], at) for name, at in (changes or {}).items()}
     start = _flat(config, arrays)
     marks = set(np.geomspace(1, steps, MARKS).astype(int).tolist())
-    curves = Curves([], [], {name: [] for name in engine_types}, [[] for _ in range(ulps)], {name: [] for name in changes or {}}, [], [])
+    floor = Floor(_no_curves(engine_types, ulps, changes or {}), _no_curves(engine_types, ulps, changes or {}), [])
+    least = None
     for step, batch in _stream(data, train, steps):
         metrics = {name: run.train_step(batch, step) for name, run in runs.items()}
+        least = signals(second_moments(runs["exact"].state()), least)
         progress(step + 1)
         if step + 1 not in marks:
             continue
+        kept = above_noise(_flat(config, least), "float32")
+        floor.left_out.append(int(np.count_nonzero(~kept)))
         weights = {name: _flat(config, run.weights()) for name, run in runs.items()}
-        moved = weights["exact"] - start
-        curves.steps.append(step + 1)
-        curves.moved.append(float(np.linalg.norm(moved)))
-        curves.loss.append(float(runs["exact"].read([metrics["exact"]])[0, 0]))
-        if len(engine_types) > 1:
-            curves.between.append(distance(weights[first], weights[list(engine_types)[1]], moved))
-        for name in engine_types:
-            curves.exact[name].append(distance(weights[name], weights["exact"], moved))
-        for number in range(ulps):
-            curves.one_ulp[number].append(distance(weights[first], weights[f"ulp {number}"], moved))
-        for name, curve in curves.handed_over.items():
-            curve.append(distance(weights[first], weights[name], moved))
-    return curves
+        for curves, part in ((floor.compared, kept), (floor.all_weights, slice(None))):
+            curves.steps.append(step + 1)
+            curves.loss.append(float(runs["exact"].read([metrics["exact"]])[0, 0]))
+            _add(curves, {name: array[part] for name, array in weights.items()}, start[part])
+    return floor
+
+
+def _no_curves(engine_types: Collection[str], ulps: int, changes: Collection[str]) -> Curves:
+    return Curves([], [], {name: [] for name in engine_types}, [[] for _ in range(ulps)], {name: [] for name in changes}, [], [])
+
+
+def _add(curves: Curves, weights: Mapping[str, np.ndarray], start: np.ndarray) -> None:
+    """Add the distances between the weights of the runs."""
+    moved = weights["exact"] - start
+    curves.moved.append(float(np.linalg.norm(moved)))
+    first, *others = curves.exact
+    if others:
+        curves.between.append(distance(weights[first], weights[others[0]], moved))
+    for name, curve in curves.exact.items():
+        curve.append(distance(weights[name], weights["exact"], moved))
+    for number, curve in enumerate(curves.one_ulp):
+        curve.append(distance(weights[first], weights[f"ulp {number}"], moved))
+    for name, curve in curves.handed_over.items():
+        curve.append(distance(weights[first], weights[name], moved))
 
 
 class _ChangesSides:

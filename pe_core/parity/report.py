@@ -36,7 +36,7 @@ def count(comparison: Comparison, kind: str) -> int:
 
 
 def to_lines(comparison: Comparison) -> list[str]:
-    """Return a table with the name of each quantity that comes nearest to its bound, as lines of text."""
+    """Return a table with the name of each quantity that comes nearest to its bound, and what was left out, as lines of text."""
     frameworks = list(comparison.rows[0].errors)
     # One trace alone has nothing to be near to but the referee.
     between = ["between"] if len(frameworks) > 1 else []
@@ -48,7 +48,17 @@ def to_lines(comparison: Comparison) -> list[str]:
         figures.append(f"{row.bound:.1e}" if math.isfinite(row.bound) else "none")
         verdict, name = "ok" if row.passed else "FAILED", row.name.removeprefix(f"{kind}/")
         lines.append([f"{count(comparison, kind):4d} {TITLES[kind]}", *figures, verdict, name])
-    return table(lines, (0, len(lines[0]) - 2, len(lines[0]) - 1))
+    return [*table(lines, (0, len(lines[0]) - 2, len(lines[0]) - 1)), *_left_out(comparison)]
+
+
+def _left_out(comparison: Comparison) -> list[str]:
+    """Say how many elements were not compared."""
+    found = []
+    for kind, title in TITLES.items():
+        rows = [row for row in comparison.rows if quantity(row.name) == kind]
+        if left_out := sum(row.left_out for row in rows):
+            found.append(f"{left_out:,} of {sum(row.size for row in rows):,} elements of {title}")
+    return [f"left out, for a gradient smaller than its own bound: {', '.join(found)}"] if found else []
 
 
 def table(lines: Sequence[Sequence[str]], texts: Collection[int]) -> list[str]:
@@ -73,6 +83,8 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
                 "errors": {name: _finite(value) for name, value in row.errors.items()},
                 "mutual": _finite(row.mutual),
                 "bound": _finite(row.bound),
+                "elements": row.size,
+                "left_out": row.left_out,
                 "passed": row.passed,
             }
             for row in comparison.rows

@@ -3,7 +3,8 @@
 Names: taps as the model calls them, then `loss`, `gradient/<weight>`, `moment/m/<weight>` and `moment/v/<weight>` (of Adam after one step),
 `update/<weight>` (what that step adds) and `weights/<weight>` (after the last step of a run). A key bias shifts all logits of a query
 alike, so it has no effect and no gradient but rounding, which Adam turns into steps as large as any: what training does to its rows
-stands apart, under `gauge/update/...` and so on.
+stands apart, under `gauge/update/...` and so on. `signal/update/<weight>` and `signal/weights/<weight>` are not compared: they say which
+elements the comparison leaves out (see `pe_core.parity.signal`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from pe_core.config import ComputeConfig, ModelConfig, TrainConfig
 from pe_core.data import Batch
 from pe_core.engine import EngineType
+from pe_core.parity.signal import signals
 from pe_core.reference import cross_entropy, forward
 
 Trace = dict[str, np.ndarray]
@@ -61,11 +63,19 @@ def trace(
     for kind in ("m", "v"):
         found |= {f"moment/{kind}/{name}": state[f"adam/{kind}/{name}"] for name in before}
     found |= _trained("update", {name: state[f"param/{name}"] - array for name, array in before.items()})
+    least = signals(second_moments(state))
+    found |= _signal("update", least)
     if depth == "step":
         return found
     for number, batch in enumerate(steps[1:], start=1):
         engine.train_step(batch, number)
-    return found | _trained("weights", engine.weights())
+        least = signals(second_moments(engine.state()), least)
+    return found | _trained("weights", engine.weights()) | _signal("weights", least)
+
+
+def second_moments(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the second moments of Adam in an engine's state, under the names of the weights."""
+    return {name.removeprefix("adam/v/"): array for name, array in state.items() if name.startswith("adam/v/")}
 
 
 def moved_arrays(referee: Trace, arrays: Mapping[str, np.ndarray]) -> Trace:
@@ -83,6 +93,10 @@ def _trained(kind: str, arrays: Mapping[str, np.ndarray]) -> Trace:
         else:
             found[f"{kind}/{name}"] = array
     return found
+
+
+def _signal(kind: str, arrays: Mapping[str, np.ndarray]) -> Trace:
+    return {name: array for name, array in _trained(f"signal/{kind}", arrays).items() if not name.startswith("gauge/")}
 
 
 def reference_trace(config: ModelConfig, arrays: Mapping[str, np.ndarray], batch: Batch, *, seed: int = 0, dropout: bool = False) -> Trace:
