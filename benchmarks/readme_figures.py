@@ -14,7 +14,7 @@ from pathlib import Path
 from pe_core.cli.wing import engine_type, versions
 from pe_core.config import FRAMEWORKS
 from pe_core.parity.budget import quantity
-from pe_core.parity.report import TITLES, count, summary
+from pe_core.parity.report import TITLES, count, left_out, summary
 from pe_core.parity.study import Study, default_model, study
 
 README = Path(__file__).parents[1] / "README.md"
@@ -40,6 +40,7 @@ def table(studies: dict[str, Study]) -> str:
             lines.append(f"| {precision} | {TITLES[kind]} | {count(one.comparison, kind)} | {figures} |")
     exact, found = studies["float64"], versions()
     lines += ["", f"After five epochs in float64, rounded to float32: {exact.equal:,} of {exact.total:,} weights are the same bits."]
+    lines += [f"Elements of {precision} {told}." for precision, one in studies.items() if (told := left_out(one.comparison))]
     names = ", ".join(f"{name} {found[name]}" for name in ("torch", "jax", "flax", "optax", "numpy"))
     lines += [f"Made by `python -m benchmarks.readme_figures` with {names} on {found['cores']} cores ({found['machine']})."]
     return "\n".join(lines)

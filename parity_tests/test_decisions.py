@@ -101,6 +101,19 @@ def test_every_place_and_every_test_exists() -> None:
     assert violations(ROOT) == []
 
 
+# What ports get wrong most; without a row nobody would miss it.
+NEVER_MISSING = {
+    "LayerNorm epsilon", "GELU", "Logit scale", "Polarity of masks", "A row without a real step, forward", "Initial law of dense weights",
+    "Initial law of tables", "Dropout masks", "Weighting of the loss", "Clipping epsilon", "Adam's epsilon", "Weight decay", "Schedule",
+    "Order of the data", "Layout of files",
+}  # fmt: skip
+
+
+def test_the_decisions_that_matter_most_have_a_row() -> None:
+    text = (ROOT / FILE).read_text(encoding="utf-8")
+    assert {name for name in NEVER_MISSING if f"\n| {name} |" not in text} == set()
+
+
 GOOD = {
     FILE: f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
     "| GELU | erf | tanh | none: no reason | `pe_torch/a.py::Layer.forward` | `pe_flax/a.py::gelu` | `parity_tests/test_a.py::test_a` |\n",

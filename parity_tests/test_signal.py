@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from parity_tests.cases import ENGINES
-from pe_core.parity import BUDGETS, Comparison, Trace, compare, moved_arrays
+from pe_core.parity import BUDGETS, Comparison, Row, Trace, compare, moved_arrays
 from pe_core.parity.calibrate import STEPS, random_case, run_case
-from pe_core.parity.report import to_json, to_lines
+from pe_core.parity.report import failure_line, to_json, to_lines
 from pe_core.parity.signal import above_noise, signals
 
 # Random models of the calibration in which single gradients are near Adam's epsilon, or a unit of GELU is nearly dead.
@@ -53,8 +55,14 @@ def test_an_element_without_a_meaning_is_left_out_and_counted() -> None:
     assert row.passed
     assert row.worst == 0.0
     assert (row.size, row.left_out) == (4, 1)
-    assert to_lines(planted(1))[-1] == "left out, for a gradient smaller than its own bound: 1 of 4 elements of one step of Adam"
+    assert to_lines(planted(1))[-1] == "left out for a gradient below its bound: 1 of 4 in one step"
     assert to_json(planted(1))["rows"][0]["left_out"] == 1
+
+
+def test_a_long_run_is_told_where_only_its_end_leaves_the_budget() -> None:
+    row = Row("weights/one", {"torch": 0.3}, 0.3, 0.1)
+    assert "fewer --steps" in failure_line(row)
+    assert "fewer --steps" not in failure_line(replace(row, name="update/one"))
 
 
 @pytest.mark.parametrize("place", [0, 2, 3])

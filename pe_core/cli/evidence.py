@@ -18,7 +18,7 @@ from pe_core.parity.budget import BUDGETS, LOOSE, quantity
 from pe_core.parity.calibrate import CASES, Calibration, calibrate
 from pe_core.parity.evidence import Section, write_sections
 from pe_core.parity.floor import AIM, CHAOS, Curves, Floor, noise_floor
-from pe_core.parity.report import TITLES, count, summary, to_json
+from pe_core.parity.report import TITLES, count, left_out, summary, to_json
 from pe_core.parity.study import Study, default_model, study
 
 # Enough for training to become chaotic on the dummy data and on digits.
@@ -182,6 +182,7 @@ def _agreement(studies: dict[str, Study], command: str) -> Section:
     if exact.equal is not None:
         rounded = "After five epochs in float64, rounded to float32,"
         text.append(f"{rounded} {exact.equal:,} of {exact.total:,} weights are the same bits in both frameworks.")
+    text += [f"Elements of {precision} {told}." for precision, one in studies.items() if (told := left_out(one.comparison))]
     details = {precision: to_json(one.comparison) for precision, one in studies.items()}
     columns = ["precision", "compared", "names", *(f"{name} to referee" for name in frameworks), "between", "bound", "worst name"]
     return Section("agreement", "Forward pass, gradients, Adam, a run", command, text, columns, rows, versions(), details)

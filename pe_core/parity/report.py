@@ -48,17 +48,17 @@ def to_lines(comparison: Comparison) -> list[str]:
         figures.append(f"{row.bound:.1e}" if math.isfinite(row.bound) else "none")
         verdict, name = "ok" if row.passed else "FAILED", row.name.removeprefix(f"{kind}/")
         lines.append([f"{count(comparison, kind):4d} {TITLES[kind]}", *figures, verdict, name])
-    return [*table(lines, (0, len(lines[0]) - 2, len(lines[0]) - 1)), *_left_out(comparison)]
+    return [*table(lines, (0, len(lines[0]) - 2, len(lines[0]) - 1)), *([told] if (told := left_out(comparison)) else [])]
 
 
-def _left_out(comparison: Comparison) -> list[str]:
-    """Say how many elements were not compared."""
+def left_out(comparison: Comparison) -> str:
+    """Say how many elements were not compared; nothing where all were."""
     found = []
-    for kind, title in TITLES.items():
+    for kind, place in {"update": "one step", "weights": "the run"}.items():
         rows = [row for row in comparison.rows if quantity(row.name) == kind]
-        if left_out := sum(row.left_out for row in rows):
-            found.append(f"{left_out:,} of {sum(row.size for row in rows):,} elements of {title}")
-    return [f"left out, for a gradient smaller than its own bound: {', '.join(found)}"] if found else []
+        if number := sum(row.left_out for row in rows):
+            found.append(f"{number:,} of {sum(row.size for row in rows):,} in {place}")
+    return f"left out for a gradient below its bound: {', '.join(found)}" if found else ""
 
 
 def table(lines: Sequence[Sequence[str]], texts: Collection[int]) -> list[str]:
@@ -93,9 +93,13 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def failure_line(row: Row) -> str:
-    """Say which name left its budget and by how much, in two lines."""
+    """Say which name left its budget and by how much, in two lines, and two more where the length of the run may be the reason."""
     errors = ", ".join(f"{name} {value:.1e}" for name, value in row.errors.items())
-    return f"first out of budget: {row.name}\n{errors} to the referee, {row.mutual:.1e} between them, bound {row.bound:.1e}"
+    said = f"first out of budget: {row.name}\n{errors} to the referee, {row.mutual:.1e} between them, bound {row.bound:.1e}"
+    if quantity(row.name) == "weights":
+        said += "\nUp to the first step all agrees. Rounding grows in long runs until training is chaotic:"
+        said += "\nwhere fewer --steps agree, it is that."
+    return said
 
 
 def _finite(value: float) -> float | None:
