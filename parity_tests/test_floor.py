@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import pe_flax.engine
+import pe_torch.engine
 from parity_tests.cases import ENGINES, small_config
 from pe_core import Features, ModelConfig, TrainConfig
 from pe_core.cli import main
@@ -74,6 +75,30 @@ def test_a_run_that_loses_its_moments_leaves_the_floor() -> None:
     engines = {"torch": ENGINES["torch"], "flax": Forgetful}
     found = noise_floor(engines, CONFIG, dummy(0).train, RUN, steps=10, ulps=2, changes={"once": [7]})
     assert found.compared.worst_ratio_handed_over["once"] > AIM
+
+
+def test_a_weight_that_ever_was_without_a_gradient_is_left_out() -> None:
+    """Its gradient is next to nothing at the first step alone, and the second framework has it elsewhere."""
+
+    class Referee(pe_torch.engine.Engine):
+        asked = 0
+
+        def state(self) -> dict[str, np.ndarray]:
+            found = super().state()
+            if self.asked == 0:
+                found["adam/v/head.bias"] = found["adam/v/head.bias"] * [np.finfo(np.float32).tiny, 1.0]
+            self.asked += 1
+            return found
+
+    class Elsewhere(pe_torch.engine.Engine):
+        def weights(self) -> dict[str, np.ndarray]:
+            found = super().weights()
+            return found | {"head.bias": found["head.bias"] + np.array([1.0, 0.0], np.float32)}
+
+    found = noise_floor({"torch": Referee, "flax": Elsewhere}, CONFIG, dummy(0).train, RUN, steps=3, ulps=1)
+    assert found.left_out == [1, 1, 1]
+    assert found.compared.between == [0.0, 0.0, 0.0]
+    assert all(share > 1.0 for share in found.all_weights.between)
 
 
 def test_one_ulp_is_one_ulp_of_one_weight() -> None:
