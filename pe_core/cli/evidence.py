@@ -207,9 +207,10 @@ def _floor(floors: dict[str, Floor], command: str, picture: str | None) -> Secti
         f"ratios are the largest over all steps before. The aim is that the frameworks lie within {AIM:g} times the floor.",
         "Adam's first step is g / (|g| + epsilon), so a few weights whose gradient is near epsilon or its own rounding hold most of the",
         "distance between any two runs at first, and one or two of them decide a ratio. So all is shown twice: with all weights, and",
-        "without those whose gradient was at some step up to there smaller than the budget of gradients allows it to be off, as in the",
-        "budgets below. Runs change sides before their first step (that is the other framework's run), right after it, within and at the",
-        "end of an epoch, within the rise of the rate, and every seven steps; they are compared to the run that never did.",
+        "without those for which the root of Adam's second moment was at some step smaller than what the budget allows a gradient to be",
+        "off, as in the budgets below. Runs change sides before their first step (that is the other framework's run), right after it,",
+        "within and at the end of an epoch, within the rise of the rate, and every seven steps; they are compared to the run that never",
+        "did.",
     ]
     details = {name: floor.to_json() for name, floor in floors.items()}
     return Section("floor", "The noise floor of training", command, text, columns, rows, versions(), details, picture)

@@ -3,8 +3,8 @@
 All runs take the same steps side by side: one in float32 in each framework, one in float64, and some in float32 of which one weight was
 moved by one ulp before the first step. Frameworks that drift apart no faster than one of them from itself cannot be told apart.
 
-All is measured twice: over all weights, and without those whose gradient was smaller than its rounding at some step (see
-`pe_core.parity.signal`), of which a few among a hundred thousand decide the former.
+All is measured twice: over all weights, and without those whose steps were rounding at some time (see `pe_core.parity.signal`), of which
+a few among a hundred thousand decide the former.
 """
 
 from __future__ import annotations

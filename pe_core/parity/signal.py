@@ -39,7 +39,7 @@ def signals(second_moments: Mapping[str, np.ndarray], before: Mapping[str, np.nd
 
 
 def above_noise(signal: np.ndarray, precision: str) -> np.ndarray:
-    """Return where a gradient was always larger than what its budget allows it to be off.
+    """Return where the second moment always stood for a gradient larger than what its budget allows it to be off.
 
     Args:
         signal: of a weight.
