@@ -77,9 +77,9 @@ def _calibrated(found: Calibration) -> tuple[list[list[Any]], list[str], bool]:
             if noise.largest > entry.noise:
                 proposals.append(f"{kind}, {precision}: noise {entry.noise:.1e} -> {noise.largest:.1e} (case {noise.case}, {noise.name})")
             ratio = entry.bound / noise.largest if noise.largest else "no noise"
-            left_out = f"{noise.left_out:,} of {noise.elements:,} elements" if noise.left_out else "nothing"
+            skipped = f"{noise.left_out:,} of {noise.elements:,} elements" if noise.left_out else "nothing"
             rows.append([
-                TITLES[kind], precision, noise.count, left_out, noise.largest, noise.name, entry.noise, entry.fault, entry.bound, ratio,
+                TITLES[kind], precision, noise.count, skipped, noise.largest, noise.name, entry.noise, entry.fault, entry.bound, ratio,
                 verdict,
             ])  # fmt: skip
     return rows, proposals, passed
