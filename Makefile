@@ -3,7 +3,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 STAMP := .venv/.stamp
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-FOLDERS = $(wildcard pe_core pe_torch pe_flax parity_tests scripts benchmarks)
+FOLDERS = $(wildcard pe_core pe_torch pe_flax pe_parity pe_cli parity_tests scripts benchmarks)
 
 .PHONY: setup demo test evidence lint clean
 

@@ -2,8 +2,9 @@
 
 Run it with `python -m benchmarks.dropout_masks [--rounds 100]`.
 
-Ours gives the same mask in NumPy, torch and JAX; the peers are `torch.nn.functional.dropout`, and `jax.random.bernoulli` as `nnx.Dropout`
-uses it. Contestants alternate; the figure is the median in milliseconds.
+Ours gives the same mask in NumPy, torch and JAX; the peers are `torch.nn.functional.dropout`, and
+`jax.random.bernoulli` as `nnx.Dropout` uses it. Contestants alternate; the figure is the median in
+milliseconds.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def flax_steps(shape: tuple[int, ...]) -> dict[str, Step]:
 
     def compiled(native: bool) -> Step:
         module = pe_flax.dropout.Dropout(RATE, num_layers=1, native=native)
-        step = jax.jit(jax.value_and_grad(lambda x, number: (module.begin(number)(x, "input") ** 2).sum()))
+        step = jax.jit(
+            jax.value_and_grad(lambda x, number: (module.begin(number)(x, "input") ** 2).sum())
+        )
         return lambda: jax.block_until_ready(step(x, jnp.uint32(next(numbers))))
 
     return {"ours": compiled(False), "jax.random.bernoulli": compiled(True)}
@@ -52,17 +55,25 @@ def flax_steps(shape: tuple[int, ...]) -> dict[str, Step]:
 
 def main() -> None:
     """Print a line for each framework and shape."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=100)
     options = parser.parse_args()
-    print(f"torch {torch.__version__} with {torch.get_num_threads()} threads, jax {jax.__version__}; rate {RATE}")
+    print(
+        f"torch {torch.__version__} with {torch.get_num_threads()} threads, jax "
+        f"{jax.__version__}; rate {RATE}"
+    )
     print("framework    elements  ours ms  peer ms  ours/peer  peer")
     for framework, make in (("torch", torch_steps), ("flax", flax_steps)):
         for shape in SHAPES:
             found = medians(make(shape), options.rounds)
             peer = next(name for name in found if name != "ours")
             count = shape[0] * shape[1] * shape[2]
-            print(f"{framework:9s}  {count:10,}  {found['ours']:7.3f}  {found[peer]:7.3f}  {found['ours'] / found[peer]:9.2f}  {peer}")
+            print(
+                f"{framework:9s}  {count:10,}  {found['ours']:7.3f}  {found[peer]:7.3f}  "
+                f"{found['ours'] / found[peer]:9.2f}  {peer}"
+            )
 
 
 if __name__ == "__main__":

@@ -11,11 +11,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pe_core.cli.wing import engine_type, versions
-from pe_core.config import FRAMEWORKS
-from pe_core.parity.budget import quantity
-from pe_core.parity.report import TITLES, count, left_out, summary
-from pe_core.parity.study import Study, default_model, study
+from pe_core.training.backends import FRAMEWORKS, engine_type, versions
+from pe_parity.budgets import quantity
+from pe_parity.check import ParityCheck, check_parity, default_model
+from pe_parity.report import TITLES, count, left_out, summary
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -23,26 +22,57 @@ README = Path(__file__).parents[1] / "README.md"
 def demo() -> str:
     """Return what `pe demo` prints."""
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run([sys.executable, "-m", "pe_core", "demo"], cwd=folder, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "pe_core", "demo"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     return f"```\n{done.stdout.strip()}\n```"
 
 
-def table(studies: dict[str, Study]) -> str:
+def table(studies: dict[str, ParityCheck]) -> str:
     """Return the figures of a study as a Markdown table."""
     lines = [
-        "| precision | compared | names | torch to referee | Flax to referee | between them | bound |",
+        (
+            "| precision | compared | names | torch to referee | Flax to referee | between them | "
+            "bound |"
+        ),
         "|---|---|---|---|---|---|---|",
     ]
     for precision, one in studies.items():
         for row in summary(one.comparison):
             kind = quantity(row.name)
-            figures = " | ".join(f"{value:.1e}" for value in (row.errors["torch"], row.errors["flax"], row.mutual, row.bound))
-            lines.append(f"| {precision} | {TITLES[kind]} | {count(one.comparison, kind)} | {figures} |")
+            figures = " | ".join(
+                f"{value:.1e}"
+                for value in (row.errors["torch"], row.errors["flax"], row.mutual, row.bound)
+            )
+            lines.append(
+                f"| {precision} | {TITLES[kind]} | {count(one.comparison, kind)} | {figures} |"
+            )
     exact, found = studies["float64"], versions()
-    lines += ["", f"After five epochs in float64, rounded to float32: {exact.equal:,} of {exact.total:,} weights are the same bits."]
-    lines += [f"Elements of {precision} {told}." for precision, one in studies.items() if (told := left_out(one.comparison))]
-    names = ", ".join(f"{name} {found[name]}" for name in ("torch", "jax", "flax", "optax", "numpy"))
-    lines += [f"Made by `python -m benchmarks.readme_figures` with {names} on {found['cores']} cores ({found['machine']})."]
+    lines += [
+        "",
+        (
+            f"After five epochs in float64, rounded to float32: {exact.equal:,} of {exact.total:,} "
+            "weights are the same bits."
+        ),
+    ]
+    lines += [
+        f"Elements of {precision} {told}."
+        for precision, one in studies.items()
+        if (told := left_out(one.comparison))
+    ]
+    names = ", ".join(
+        f"{name} {found[name]}" for name in ("torch", "jax", "flax", "optax", "numpy")
+    )
+    lines += [
+        (
+            f"Made by `python -m benchmarks.readme_figures` with {names} on {found['cores']} cores "
+            f"({found['machine']})."
+        )
+    ]
     return "\n".join(lines)
 
 
@@ -50,13 +80,18 @@ def replaced(text: str, name: str, content: str) -> str:
     """Put content between the marks of a name."""
     pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
     if not pattern.search(text):
-        raise ValueError(f"README.md has no marks for {name!r}; put <!-- {name}:begin --> and <!-- {name}:end --> where it belongs")
+        raise ValueError(
+            f"README.md has no marks for {name!r}; put <!-- {name}:begin --> and <!-- {name}:end "
+            "--> where it belongs"
+        )
     return pattern.sub(lambda match: f"{match.group(1)}{content}\n{match.group(2)}", text)
 
 
 def main() -> None:
     """Write README.md anew."""
-    studies = study({name: engine_type(name) for name in FRAMEWORKS}, default_model(), ("float64", "float32"))
+    studies = check_parity(
+        {name: engine_type(name) for name in FRAMEWORKS}, default_model(), ("float64", "float32")
+    )
     text = README.read_text(encoding="utf-8")
     text = replaced(replaced(text, "parity", table(studies)), "demo", demo())
     README.write_text(text, encoding="utf-8")

@@ -1,10 +1,12 @@
-"""A training step here against the same model from the frameworks' own layers, both in one process, as a ratio.
+"""A training step here against the same model from the frameworks' own layers, both in one process,
+as a ratio.
 
 Run it with `python -m benchmarks.training_step [--framework torch|flax] [--rounds 300]`.
 
-The peers: `torch.nn.TransformerEncoder` with `torch.optim.AdamW` (as it comes, and with its fused kernel), and `nnx.MultiHeadAttention`
-blocks with `optax.adamw` under `nnx.jit`. Both clip gradients to norm 1. Steps of all contestants alternate, so that the machine's mood
-falls on all of them alike; the figure is the median.
+The peers: `torch.nn.TransformerEncoder` with `torch.optim.AdamW` (as it comes, and with its fused
+kernel), and `nnx.MultiHeadAttention` blocks with `optax.adamw` under `nnx.jit`. Both clip gradients
+to norm 1. Steps of all contestants alternate, so that the machine's mood falls on all of them
+alike; the figure is the median.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ import pe_flax.engine
 import pe_torch.engine
 from pe_core import ComputeConfig, Features, LearnedTable, ModelConfig, TrainConfig
 from pe_core.data import Batch
-from pe_core.engine import EngineType
-from pe_core.initial import initial_arrays
+from pe_core.model.initial import initial_arrays
+from pe_core.training.engine import EngineType
 
 LENGTH, FEATURES, WIDTH, HEADS, LAYERS, HIDDEN, CLASSES, BATCH = 10, 16, 64, 4, 2, 256, 2, 32
 LEARNING_RATE = 1e-3
@@ -40,8 +42,12 @@ class TorchPeer(torch.nn.Module):
         self.input = torch.nn.Linear(FEATURES, WIDTH)
         self.table = torch.nn.Parameter(torch.randn(LENGTH, WIDTH) * 0.02)
         self.dropout = torch.nn.Dropout(dropout)
-        layer = torch.nn.TransformerEncoderLayer(WIDTH, HEADS, HIDDEN, dropout, activation="gelu", batch_first=True, norm_first=True)
-        self.encoder = torch.nn.TransformerEncoder(layer, LAYERS, norm=torch.nn.LayerNorm(WIDTH), enable_nested_tensor=False)
+        layer = torch.nn.TransformerEncoderLayer(
+            WIDTH, HEADS, HIDDEN, dropout, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.encoder = torch.nn.TransformerEncoder(
+            layer, LAYERS, norm=torch.nn.LayerNorm(WIDTH), enable_nested_tensor=False
+        )
         self.head = torch.nn.Linear(WIDTH, CLASSES)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -54,14 +60,21 @@ class FlaxBlock(nnx.Module):
 
     def __init__(self, dropout: float, rngs: nnx.Rngs) -> None:
         self.norm1, self.norm2 = nnx.LayerNorm(WIDTH, rngs=rngs), nnx.LayerNorm(WIDTH, rngs=rngs)
-        self.attention = nnx.MultiHeadAttention(HEADS, WIDTH, dropout_rate=dropout, decode=False, rngs=rngs)
-        self.up, self.down = nnx.Linear(WIDTH, HIDDEN, rngs=rngs), nnx.Linear(HIDDEN, WIDTH, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(
+            HEADS, WIDTH, dropout_rate=dropout, decode=False, rngs=rngs
+        )
+        self.up, self.down = (
+            nnx.Linear(WIDTH, HIDDEN, rngs=rngs),
+            nnx.Linear(HIDDEN, WIDTH, rngs=rngs),
+        )
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the steps after this block."""
         x = x + self.dropout(self.attention(self.norm1(x)))
-        return x + self.dropout(self.down(self.dropout(nnx.gelu(self.up(self.norm2(x)), approximate=False))))
+        return x + self.dropout(
+            self.down(self.dropout(nnx.gelu(self.up(self.norm2(x)), approximate=False)))
+        )
 
 
 class FlaxPeer(nnx.Module):
@@ -88,7 +101,12 @@ def batch() -> Batch:
     """Return noise with labels."""
     random = np.random.default_rng(0)
     inputs = random.standard_normal((BATCH, LENGTH, FEATURES), np.float32)
-    return Batch(inputs, random.integers(0, CLASSES, BATCH).astype(np.int32), np.ones(BATCH, np.float32), None)
+    return Batch(
+        inputs,
+        random.integers(0, CLASSES, BATCH).astype(np.int32),
+        np.ones(BATCH, np.float32),
+        None,
+    )
 
 
 def ours(framework: str, dropout: float) -> Step:
@@ -98,7 +116,9 @@ def ours(framework: str, dropout: float) -> Step:
         encodings=(LearnedTable(LENGTH),), dropout=dropout,
     )  # fmt: skip
     makers: dict[str, EngineType] = {"torch": pe_torch.engine.Engine, "flax": pe_flax.engine.Engine}
-    engine = makers[framework](config, initial_arrays(config), TrainConfig(learning_rate=LEARNING_RATE), ComputeConfig(), 0)
+    engine = makers[framework](
+        config, initial_arrays(config), TrainConfig(learning_rate=LEARNING_RATE), ComputeConfig(), 0
+    )
     content, number = batch(), iter(range(1 << 30))
     return lambda: engine.read([engine.train_step(content, next(number))])
 
@@ -106,7 +126,9 @@ def ours(framework: str, dropout: float) -> Step:
 def torch_peer(dropout: float, *, fused: bool) -> Step:
     """Return a step of the torch peer."""
     model = TorchPeer(dropout).train()
-    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.0, fused=fused or None)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), LEARNING_RATE, weight_decay=0.0, fused=fused or None
+    )
     content = batch()
 
     def step() -> float:
@@ -125,7 +147,9 @@ def flax_peer(dropout: float) -> Step:
     """Return a step of the Flax peer under `nnx.jit`."""
     model = FlaxPeer(dropout)
     model.train()
-    chain = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(LEARNING_RATE, weight_decay=0.0))
+    chain = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(LEARNING_RATE, weight_decay=0.0)
+    )
     optimizer = nnx.Optimizer(model, chain, wrt=nnx.Param)
     content = batch()
 
@@ -133,12 +157,16 @@ def flax_peer(dropout: float) -> Step:
         return optax.softmax_cross_entropy_with_integer_labels(model(x), labels).mean()
 
     @nnx.jit
-    def compiled(model: FlaxPeer, optimizer: nnx.Optimizer[FlaxPeer], x: jax.Array, labels: jax.Array) -> jax.Array:
+    def compiled(
+        model: FlaxPeer, optimizer: nnx.Optimizer[FlaxPeer], x: jax.Array, labels: jax.Array
+    ) -> jax.Array:
         loss, gradients = nnx.value_and_grad(loss_of)(model, x, labels)
         optimizer.update(model, gradients)
         return loss
 
-    return lambda: float(compiled(model, optimizer, jnp.asarray(content.inputs), jnp.asarray(content.labels)))
+    return lambda: float(
+        compiled(model, optimizer, jnp.asarray(content.inputs), jnp.asarray(content.labels))
+    )
 
 
 def medians(steps: dict[str, Step], rounds: int) -> dict[str, float]:
@@ -155,11 +183,16 @@ def medians(steps: dict[str, Step], rounds: int) -> dict[str, float]:
 
 def main() -> None:
     """Print a line for each framework, dropout and peer."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--framework", choices=("torch", "flax"))
     parser.add_argument("--rounds", type=int, default=300)
     options = parser.parse_args()
-    print(f"torch {torch.__version__} with {torch.get_num_threads()} threads, jax {jax.__version__}; batch {BATCH}, length {LENGTH}")
+    print(
+        f"torch {torch.__version__} with {torch.get_num_threads()} threads, jax "
+        f"{jax.__version__}; batch {BATCH}, length {LENGTH}"
+    )
     print("framework  dropout  ours ms  peer ms  ours/peer  peer")
     for framework in ("torch", "flax") if options.framework is None else (options.framework,):
         for dropout in (0.0, 0.1):
@@ -172,7 +205,8 @@ def main() -> None:
             found = medians(steps, options.rounds)
             for name in list(steps)[1:]:
                 print(
-                    f"{framework:9s}  {dropout:7.1f}  {found['ours']:7.2f}  {found[name]:7.2f}  {found['ours'] / found[name]:9.2f}  {name}"
+                    f"{framework:9s}  {dropout:7.1f}  {found['ours']:7.2f}  {found[name]:7.2f}  "
+                    f"{found['ours'] / found[name]:9.2f}  {name}"
                 )
 
 

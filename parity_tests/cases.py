@@ -1,4 +1,6 @@
-"""Small models and batches that the tests share: all dimensions differ, so that a transposed or mixed-up axis cannot pass."""
+"""Small models and batches that the tests share: all dimensions differ, so that a transposed or
+mixed-up axis cannot pass.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,12 @@ import pe_flax.engine
 import pe_flax.layout
 import pe_torch.engine
 from pe_core import ComputeConfig, Features, LearnedTable, ModelConfig, Sinusoidal, Tokens
-from pe_core.config import Precision
 from pe_core.data import Batch
-from pe_core.engine import EngineType
-from pe_core.parameters import encoder_parameters
-from pe_core.parity.telling import telling_arrays
-from pe_core.random import derive, normal, uniform
+from pe_core.model.config import Precision
+from pe_core.model.parameters import encoder_parameters
+from pe_core.model.random import derive, normal, uniform
+from pe_core.training.engine import EngineType
+from pe_parity.probe_inputs import probe_arrays
 
 ENGINES: dict[str, EngineType] = {"torch": pe_torch.engine.Engine, "flax": pe_flax.engine.Engine}
 
@@ -46,20 +48,36 @@ CONFIGS = {
     "default": small_config(),
     "none": small_config(encodings=(), pooling="last"),
     "sinusoidal": small_config(encodings=(Sinusoidal(),), pooling="max"),
-    "post": small_config(norm="post", activation="relu", attention_bias=True, pooling="cls", encodings=(LearnedTable(9, layers="all"),)),
-    "both": small_config(encodings=(Sinusoidal(layout="half", layers="all"), LearnedTable(9)), pooling="attention", attention_bias=True),
-    "tokens": small_config(inputs=Tokens(11), encodings=(Sinusoidal(layout="tensor2tensor"),), pooling="cls"),
+    "post": small_config(
+        norm="post",
+        activation="relu",
+        attention_bias=True,
+        pooling="cls",
+        encodings=(LearnedTable(9, layers="all"),),
+    ),
+    "both": small_config(
+        encodings=(Sinusoidal(layout="half", layers="all"), LearnedTable(9)),
+        pooling="attention",
+        attention_bias=True,
+    ),
+    "tokens": small_config(
+        inputs=Tokens(11), encodings=(Sinusoidal(layout="tensor2tensor"),), pooling="cls"
+    ),
     "dropout": small_config(dropout=0.2),
 }
 
 
 def perturbed_arrays(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
-    """Initial weights moved off their special values (zeros, ones, tables near zero), so that no weight is without effect."""
-    return telling_arrays(config, seed)
+    """Initial weights moved off their special values (zeros, ones, tables near zero), so that no
+    weight is without effect.
+    """
+    return probe_arrays(config, seed)
 
 
 def small_batch(config: ModelConfig, *, masked: bool = False, seed: int = 0) -> Batch:
-    """A batch for the config; masked has left, right, inner and no padding, and its last row is filler."""
+    """A batch for the config; masked has left, right, inner and no padding, and its last row is
+    filler.
+    """
     key = derive(seed, 98)
     if isinstance(config.inputs, Features):
         inputs = normal(key, (BATCH, LENGTH, config.inputs.num_features)).astype(np.float32)
@@ -79,15 +97,21 @@ def small_batch(config: ModelConfig, *, masked: bool = False, seed: int = 0) -> 
 
 
 def short_batch(config: ModelConfig, *, masked: bool = False) -> Batch:
-    """One step less where the model puts one in front: the shapes within are then those of the others, and JAX compiles each once."""
+    """One step less where the model puts one in front: the shapes within are then those of the
+    others, and JAX compiles each once.
+    """
     batch = small_batch(config, masked=masked)
     if config.pooling != "cls":
         return batch
-    return dataclasses.replace(batch, inputs=batch.inputs[:, :-1], mask=None if batch.mask is None else batch.mask[:, :-1])
+    return dataclasses.replace(
+        batch, inputs=batch.inputs[:, :-1], mask=None if batch.mask is None else batch.mask[:, :-1]
+    )
 
 
 class Wing(Protocol):
-    """One framework for tests that treat both alike: modules are the framework's own, arrays go in and come out as NumPy."""
+    """One framework for tests that treat both alike: modules are the framework's own, arrays go in
+    and come out as NumPy.
+    """
 
     name: str
     package: Any
@@ -101,17 +125,27 @@ class Wing(Protocol):
     def numpy(self, value: Any) -> np.ndarray:
         """Return a NumPy array."""
 
-    def classifier(self, config: ModelConfig, arrays: dict[str, np.ndarray], precision: Precision = "float32") -> Any:
+    def classifier(
+        self, config: ModelConfig, arrays: dict[str, np.ndarray], precision: Precision = "float32"
+    ) -> Any:
         """Return a classifier in evaluation mode."""
 
-    def encoder(self, config: ModelConfig, arrays: dict[str, np.ndarray], precision: Precision = "float32") -> Any:
+    def encoder(
+        self, config: ModelConfig, arrays: dict[str, np.ndarray], precision: Precision = "float32"
+    ) -> Any:
         """Return an encoder in evaluation mode with those of the weights that it has."""
 
-    def call(self, model: Any, x: np.ndarray, *, taps: dict[str, Any] | None = None, **arguments: Any) -> np.ndarray:
+    def call(
+        self, model: Any, x: np.ndarray, *, taps: dict[str, Any] | None = None, **arguments: Any
+    ) -> np.ndarray:
         """Return the output of a model, called step by step and not compiled."""
 
-    def pullback(self, model: Any, cotangent: np.ndarray, x: np.ndarray, **arguments: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return the gradients of sum(cotangent * output): of x (empty for tokens), and of each weight by its name."""
+    def pullback(
+        self, model: Any, cotangent: np.ndarray, x: np.ndarray, **arguments: Any
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return the gradients of sum(cotangent * output): of x (empty for tokens), and of each
+        weight by its name.
+        """
 
 
 class TorchWing:
@@ -129,15 +163,23 @@ class TorchWing:
         value = value.detach()
         return np.asarray((value.float() if value.dtype == torch.bfloat16 else value).numpy())
 
-    def classifier(self, config: ModelConfig, arrays: dict[str, np.ndarray], precision: Precision = "float32") -> Any:
+    def classifier(
+        self, config: ModelConfig, arrays: dict[str, np.ndarray], precision: Precision = "float32"
+    ) -> Any:
         return pe_torch.from_arrays(config, arrays, compute=ComputeConfig(precision=precision))
 
-    def encoder(self, config: ModelConfig, arrays: dict[str, np.ndarray], precision: Precision = "float32") -> Any:
+    def encoder(
+        self, config: ModelConfig, arrays: dict[str, np.ndarray], precision: Precision = "float32"
+    ) -> Any:
         model = pe_torch.Encoder(config, compute=ComputeConfig(precision=precision)).eval()
-        model.load_state_dict({item.name: torch.from_numpy(arrays[item.name]) for item in encoder_parameters(config)})
+        model.load_state_dict(
+            {item.name: torch.from_numpy(arrays[item.name]) for item in encoder_parameters(config)}
+        )
         return model
 
-    def call(self, model: Any, x: np.ndarray, *, taps: dict[str, Any] | None = None, **arguments: Any) -> np.ndarray:
+    def call(
+        self, model: Any, x: np.ndarray, *, taps: dict[str, Any] | None = None, **arguments: Any
+    ) -> np.ndarray:
         extra = {} if taps is None else {"taps": taps}
         with torch.no_grad():
             output = self.numpy(model(self.array(x), **extra, **self._arguments(arguments)))
@@ -145,7 +187,9 @@ class TorchWing:
             taps.update({name: self.numpy(value) for name, value in taps.items()})
         return output
 
-    def pullback(self, model: Any, cotangent: np.ndarray, x: np.ndarray, **arguments: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def pullback(
+        self, model: Any, cotangent: np.ndarray, x: np.ndarray, **arguments: Any
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         live = self.array(x)
         if live.dtype.is_floating_point:
             live.requires_grad_()
@@ -153,13 +197,18 @@ class TorchWing:
         output = model(live, **self._arguments(arguments))
         output.backward(self.array(cotangent).to(output.dtype))
         found = {
-            name: np.zeros(weight.shape, np.float32) if weight.grad is None else self.numpy(weight.grad).copy()
+            name: np.zeros(weight.shape, np.float32)
+            if weight.grad is None
+            else self.numpy(weight.grad).copy()
             for name, weight in model.named_parameters()
         }
         return np.zeros(0) if live.grad is None else self.numpy(live.grad), found
 
     def _arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        return {name: self.array(value) if isinstance(value, np.ndarray) else value for name, value in arguments.items()}
+        return {
+            name: self.array(value) if isinstance(value, np.ndarray) else value
+            for name, value in arguments.items()
+        }
 
 
 class FlaxWing:
@@ -175,36 +224,49 @@ class FlaxWing:
     def numpy(self, value: Any) -> np.ndarray:
         return np.asarray(value.astype(jnp.float32) if value.dtype == jnp.bfloat16 else value)
 
-    def classifier(self, config: ModelConfig, arrays: dict[str, np.ndarray], precision: Precision = "float32") -> Any:
+    def classifier(
+        self, config: ModelConfig, arrays: dict[str, np.ndarray], precision: Precision = "float32"
+    ) -> Any:
         return pe_flax.from_arrays(config, arrays, compute=ComputeConfig(precision=precision))
 
-    def encoder(self, config: ModelConfig, arrays: dict[str, np.ndarray], precision: Precision = "float32") -> Any:
+    def encoder(
+        self, config: ModelConfig, arrays: dict[str, np.ndarray], precision: Precision = "float32"
+    ) -> Any:
         model = pe_flax.Encoder(config, compute=ComputeConfig(precision=precision))
         pe_flax.layout.put_arrays(model, arrays)
         model.eval()
         return model
 
-    def call(self, model: Any, x: np.ndarray, *, taps: dict[str, Any] | None = None, **arguments: Any) -> np.ndarray:
+    def call(
+        self, model: Any, x: np.ndarray, *, taps: dict[str, Any] | None = None, **arguments: Any
+    ) -> np.ndarray:
         extra = {} if taps is None else {"taps": taps}
         output = self.numpy(model(self.array(x), **extra, **self._arguments(arguments)))
         if taps is not None:
             taps.update({name: self.numpy(value) for name, value in taps.items()})
         return output
 
-    def pullback(self, model: Any, cotangent: np.ndarray, x: np.ndarray, **arguments: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def pullback(
+        self, model: Any, cotangent: np.ndarray, x: np.ndarray, **arguments: Any
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         live = self.array(x)
         graph, weights, *rest = nnx.split(model, nnx.Param, ...)
         of_features = jnp.issubdtype(live.dtype, jnp.floating)
 
         def output(weights: Any, x: Any) -> Any:
-            return nnx.merge(graph, weights, *rest)(x if of_features else live, **self._arguments(arguments))
+            return nnx.merge(graph, weights, *rest)(
+                x if of_features else live, **self._arguments(arguments)
+            )
 
         value, back = jax.vjp(output, weights, live if of_features else jnp.zeros(0))
         of_weights, of_x = back(jnp.asarray(cotangent, value.dtype))
         return np.asarray(of_x), pe_flax.layout.get_arrays(nnx.merge(graph, of_weights, *rest))
 
     def _arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        return {name: self.array(value) if isinstance(value, np.ndarray) else value for name, value in arguments.items()}
+        return {
+            name: self.array(value) if isinstance(value, np.ndarray) else value
+            for name, value in arguments.items()
+        }
 
 
 WINGS: dict[str, Wing] = {"torch": TorchWing(), "flax": FlaxWing()}

@@ -1,9 +1,12 @@
-"""One core a worker, the CPU, strict frameworks, and shapes checked: set here, before any test imports a framework."""
+"""One core a worker, the CPU, strict frameworks, and shapes checked: set here, before any test
+imports a framework.
+"""
 
 import os
 import signal
 
-# Two workers on two cores: more threads in each only get in the way. Read when the libraries are first imported.
+# Two workers on two cores: more threads in each only get in the way. Read when the libraries are
+# first imported.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[variable] = "1"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
@@ -11,8 +14,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 from jaxtyping import install_import_hook
 
-# The shapes written in annotations are checked at every call, in tests only: it has to be set before these modules are imported.
-install_import_hook(["pe_core.reference", "pe_core.random", "pe_torch", "pe_flax"], "beartype.beartype")
+# The shapes written in annotations are checked at every call, in tests only: it has to be set
+# before these modules are imported.
+install_import_hook(
+    ["pe_parity.reference", "pe_core.model.random", "pe_torch", "pe_flax"], "beartype.beartype"
+)
 
 # A job that a shell starts in the background ignores SIGINT, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -23,7 +29,8 @@ import torch
 
 torch.set_num_threads(1)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# optax's own Adam and cosine schedule mix integers and floats: as oracles they run under `jax.numpy_dtype_promotion("standard")`.
+# optax's own Adam and cosine schedule mix integers and floats: as oracles they run under
+# `jax.numpy_dtype_promotion("standard")`.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("house")

@@ -6,14 +6,18 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pe_core.cli.wing import versions
-from pe_core.parity.evidence import Section, write_sections
+from pe_core.training.backends import versions
+from pe_parity.evidence import Section, write_sections
 
 # The folder of the page; nothing is written without it.
 FOLDER = "PE_EVIDENCE"
 
 
-def write_section(name: str, title: str, text: list[str], columns: list[str], rows: list[list[Any]]) -> None:
+def write_section(
+    name: str, title: str, text: list[str], columns: list[str], rows: list[list[Any]]
+) -> None:
     """Write a section and the page, where the environment names the folder of the page."""
     if folder := os.environ.get(FOLDER):
-        write_sections(Path(folder), [Section(name, title, "make evidence", text, columns, rows, versions())])
+        write_sections(
+            Path(folder), [Section(name, title, "make evidence", text, columns, rows, versions())]
+        )

@@ -1,4 +1,6 @@
-"""Runs of torch's and optax's own Adam over our model, written as anyone would, with their states taken out and put in."""
+"""Runs of torch's and optax's own Adam over our model, written as anyone would, with their states
+taken out and put in.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +21,30 @@ import pe_flax
 import pe_torch
 from parity_tests.cases import FEATURES, WINGS, perturbed_arrays, small_batch
 from pe_core import ComputeConfig, Features, LearnedTable, ModelConfig, TrainConfig
-from pe_core.config import Precision
-from pe_core.parameters import parameters
-from pe_core.random import derive, normal
-from pe_core.schedule import make_schedule
+from pe_core.model.config import Precision
+from pe_core.model.parameters import parameters
+from pe_core.model.random import derive, normal
+from pe_core.training.schedule import make_schedule
 from pe_torch.optimizer import parameter_groups
 
 CONFIG = ModelConfig(
-    inputs=Features(FEATURES), num_classes=4, d_model=12, num_heads=3, num_layers=1, d_ff=20, encodings=(LearnedTable(9),), pooling="cls"
+    inputs=Features(FEATURES),
+    num_classes=4,
+    d_model=12,
+    num_heads=3,
+    num_layers=1,
+    d_ff=20,
+    encodings=(LearnedTable(9),),
+    pooling="cls",
 )
 BEFORE, TOTAL = 6, 14
-TRAIN = TrainConfig(learning_rate=3e-3, weight_decay=0.1, schedule="warmup_cosine", warmup_steps=4, max_gradient_norm=None)
+TRAIN = TrainConfig(
+    learning_rate=3e-3,
+    weight_decay=0.1,
+    schedule="warmup_cosine",
+    warmup_steps=4,
+    max_gradient_norm=None,
+)
 RATE = make_schedule(TRAIN, TOTAL)
 NAMES = [item.name for item in parameters(CONFIG)]
 START = perturbed_arrays(CONFIG)
@@ -41,8 +56,12 @@ class StockTorch:
     """torch.optim.AdamW with a LambdaLR."""
 
     def __init__(self, precision: Precision) -> None:
-        self.model = pe_torch.from_arrays(CONFIG, START, compute=ComputeConfig(precision=precision)).train()
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, CONFIG, TRAIN.weight_decay), TRAIN.learning_rate)
+        self.model = pe_torch.from_arrays(
+            CONFIG, START, compute=ComputeConfig(precision=precision)
+        ).train()
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, CONFIG, TRAIN.weight_decay), TRAIN.learning_rate
+        )
 
     def go(self, steps: Sequence[int]) -> None:
         batch = small_batch(CONFIG)
@@ -63,7 +82,9 @@ class StockTorch:
 
 def decaying(weights: Any) -> Any:
     """The linear weights: in Flax, the kernels."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: "kernel" in jax.tree_util.keystr(path), weights)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "kernel" in jax.tree_util.keystr(path), weights
+    )
 
 
 def scheduled(precision: Precision) -> Callable[[Any], Any]:
@@ -74,11 +95,17 @@ def scheduled(precision: Precision) -> Callable[[Any], Any]:
 class StockFlax:
     """optax.adamw with a schedule, in an nnx.Optimizer."""
 
-    def __init__(self, precision: Precision, chain: optax.GradientTransformation | None = None) -> None:
+    def __init__(
+        self, precision: Precision, chain: optax.GradientTransformation | None = None
+    ) -> None:
         self.mode: Callable[[], AbstractContextManager[Any]] = lambda: WINGS["flax"].mode(precision)
         with self.mode():
-            self.model = pe_flax.from_arrays(CONFIG, START, compute=ComputeConfig(precision=precision))
-            adamw = chain or optax.adamw(scheduled(precision), weight_decay=TRAIN.weight_decay, mask=decaying)
+            self.model = pe_flax.from_arrays(
+                CONFIG, START, compute=ComputeConfig(precision=precision)
+            )
+            adamw = chain or optax.adamw(
+                scheduled(precision), weight_decay=TRAIN.weight_decay, mask=decaying
+            )
             self.optimizer = nnx.Optimizer(self.model, adamw, wrt=nnx.Param)
 
     def go(self, steps: Sequence[int]) -> None:
@@ -100,12 +127,17 @@ def stock_flax_step(model: nnx.Module, optimizer: nnx.Optimizer) -> None:
     batch = small_batch(CONFIG)
 
     def loss(model: Any) -> Any:
-        return optax.softmax_cross_entropy_with_integer_labels(model(jnp.asarray(batch.inputs)), batch.labels).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(
+            model(jnp.asarray(batch.inputs)), batch.labels
+        ).mean()
 
     optimizer.update(model, nnx.grad(loss)(model))
 
 
-STOCK: dict[str, Callable[[Precision], StockTorch | StockFlax]] = {"torch": StockTorch, "flax": StockFlax}
+STOCK: dict[str, Callable[[Precision], StockTorch | StockFlax]] = {
+    "torch": StockTorch,
+    "flax": StockFlax,
+}
 
 
 @cache
@@ -117,5 +149,6 @@ def stopped(framework: str, precision: Precision) -> Arrays:
 
 
 GRADIENTS = {
-    name: normal(derive(7, number), (TOTAL, *array.shape)).astype(np.float32) for number, (name, array) in enumerate(START.items())
+    name: normal(derive(7, number), (TOTAL, *array.shape)).astype(np.float32)
+    for number, (name, array) in enumerate(START.items())
 }

@@ -1,4 +1,6 @@
-"""Over a thousand steps both Adams stay with torch's AdamW, single and foreach: in float32 to a millionth of the way that weights went."""
+"""Over a thousand steps both Adams stay with torch's AdamW, single and foreach: in float32 to a
+millionth of the way that weights went.
+"""
 
 import itertools
 from collections.abc import Callable
@@ -31,12 +33,15 @@ from parity_tests.adam_runs import (
     stream,
     torch_run,
 )
-from pe_core.parity.budget import BUDGETS
-from pe_core.parity.compare import distance
-from pe_core.parity.trace import Trace
+from pe_parity.budgets import BUDGETS
+from pe_parity.compare import distance
+from pe_parity.trace import Trace
 
 STEPS = 1000
-GRID = [Case(*options, STEPS) for options in itertools.product((0.0, 0.01, 0.1), (None, CLIP), ("constant", "warmup_cosine"))]
+GRID = [
+    Case(*options, STEPS)
+    for options in itertools.product((0.0, 0.01, 0.1), (None, CLIP), ("constant", "warmup_cosine"))
+]
 FULL = GRID[-1]
 STOCK = {"single": False, "foreach": True}
 
@@ -49,7 +54,10 @@ def stock(case: Case, precision: str, kernel: str) -> Trace:
 def apart(found: Trace, truth: Trace) -> float:
     """The distance of the weight that lies furthest off, over the distance that it moved."""
     names = [f"weights/{name}" for name in SHAPES]
-    return max(distance(found[name], truth[name], truth[name] - initial()[name.removeprefix("weights/")]) for name in names)
+    return max(
+        distance(found[name], truth[name], truth[name] - initial()[name.removeprefix("weights/")])
+        for name in names
+    )
 
 
 OURS: dict[str, Callable[[Case, str], Trace]] = {
@@ -65,21 +73,32 @@ def test_a_thousand_steps_stay_with_adamw(case: Case, precision: str) -> None:
     found = {name: run(case, precision) for name, run in OURS.items()}
     for kernel in STOCK:
         for name, trace in found.items():
-            assert apart(trace, stock(case, precision, kernel)) <= BUDGETS["adam", precision].bound, (name, kernel)
+            assert (
+                apart(trace, stock(case, precision, kernel)) <= BUDGETS["adam", precision].bound
+            ), (name, kernel)
 
 
 # --- What is equal on paper and rounds otherwise ---
 
 
 def decay_in_the_update(case: Case) -> optax.GradientTransformation:
-    """Our Adam with decay in the update, as optax has it: the decayed weight is not rounded before the step."""
+    """Our Adam with decay in the update, as optax has it: the decayed weight is not rounded before
+    the step.
+    """
     ours = flax_adam(replace(case, weight_decay=0.0))
     kept = np.array([1.0 - case.schedule(step) * case.weight_decay for step in range(case.steps)])
 
     def update(gradients: Any, state: Any, weights: Any) -> Any:
         updates, after = ours.update(gradients, state, weights)
-        grown = {name: (jnp.asarray(kept, weight.dtype)[state.count] - 1) * weight for name, weight in weights.items() if name in DECAYING}
-        return {name: update + grown[name] if name in grown else update for name, update in updates.items()}, after
+        grown = {
+            name: (jnp.asarray(kept, weight.dtype)[state.count] - 1) * weight
+            for name, weight in weights.items()
+            if name in DECAYING
+        }
+        return {
+            name: update + grown[name] if name in grown else update
+            for name, update in updates.items()
+        }, after
 
     return optax.GradientTransformation(ours.init, update)
 
@@ -87,7 +106,13 @@ def decay_in_the_update(case: Case) -> optax.GradientTransformation:
 def optax_adamw(case: Case) -> optax.GradientTransformation:
     rates = np.array([case.schedule(step) for step in range(case.steps + 1)])
     mask = {name: name in DECAYING for name in SHAPES}
-    adamw = optax.adamw(lambda count: jnp.asarray(rates)[count], *BETAS, EPS, weight_decay=case.weight_decay, mask=mask)
+    adamw = optax.adamw(
+        lambda count: jnp.asarray(rates)[count],
+        *BETAS,
+        EPS,
+        weight_decay=case.weight_decay,
+        mask=mask,
+    )
     return optax.chain(optax.clip_by_global_norm(case.max_gradient_norm or np.inf), adamw)
 
 
@@ -98,9 +123,16 @@ def rates_in_float32(case: Case) -> optax.GradientTransformation:
 
 @pytest.mark.parametrize(
     ("elsewhere", "precision"),
-    [(decay_in_the_update, "float32"), (optax_adamw, "float32"), (optax_adamw, "float64"), (rates_in_float32, "float64")],
+    [
+        (decay_in_the_update, "float32"),
+        (optax_adamw, "float32"),
+        (optax_adamw, "float64"),
+        (rates_in_float32, "float64"),
+    ],
 )
-def test_the_bound_tells_roundings_apart(elsewhere: Callable[[Case], optax.GradientTransformation], precision: str) -> None:
+def test_the_bound_tells_roundings_apart(
+    elsewhere: Callable[[Case], optax.GradientTransformation], precision: str
+) -> None:
     with jax.enable_x64(precision == "float64"), jax.numpy_dtype_promotion("standard"):
         weights, _ = scanned(elsewhere(FULL), initial(), stream(STEPS), precision)
     found = {f"weights/{name}": array for name, array in weights.items()}
@@ -119,14 +151,37 @@ def test_amsgrad_is_refused_by_name() -> None:
     optimizer = pe_torch.Adam(weights.values(), FULL.schedule)
     saved = optimizer.state_dict()
     for options, message in [
-        ({"amsgrad": True}, r"^group 0 of the optimizer has amsgrad=True, which is not supported; train it with amsgrad=False$"),
-        ({"maximize": True}, r"^group 0 of the optimizer has maximize=True, which is not supported; train it with maximize=False$"),
+        (
+            {"amsgrad": True},
+            (
+                r"^group 0 of the optimizer has amsgrad=True, which is not supported; train it "
+                r"with "
+                r"amsgrad=False$"
+            ),
+        ),
+        (
+            {"maximize": True},
+            (
+                r"^group 0 of the optimizer has maximize=True, which is not supported; train it "
+                r"with "
+                r"maximize=False$"
+            ),
+        ),
         (
             {"weight_decay": 0.1, "decoupled_weight_decay": False},
-            r"^group 0 of the optimizer has weight_decay=0\.1 in the gradient, which is not supported; use torch\.optim\.AdamW$",
+            (
+                r"^group 0 of the optimizer has weight_decay=0\.1 in the gradient, which is not "
+                r"supported; use torch\.optim\.AdamW$"
+            ),
         ),
     ]:
         with pytest.raises(ValueError, match=message):
-            optimizer.load_state_dict(saved | {"param_groups": [saved["param_groups"][0] | options]})
-    with pytest.raises(ValueError, match=r"^the state has no count, so it is not of pe_torch\.Adam; load it into .* and use import_adam$"):
+            optimizer.load_state_dict(
+                saved | {"param_groups": [saved["param_groups"][0] | options]}
+            )
+    with pytest.raises(
+        ValueError,
+        match=r"^the state has no count, so it is not of pe_torch\.Adam; load it into .* and use "
+        r"import_adam$",
+    ):
         optimizer.load_state_dict(torch.optim.AdamW(weights.values()).state_dict())

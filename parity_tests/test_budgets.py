@@ -1,4 +1,6 @@
-"""The table of budgets: every bound lies between noise and fault, near the noise, and no other tolerance stands anywhere in the tests."""
+"""The table of budgets: every bound lies between noise and fault, near the noise, and no other
+tolerance stands anywhere in the tests.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from pe_core.parity.budget import BUDGETS, LOOSE, budget
+from pe_parity.budgets import BUDGETS, LOOSE, budget
 
 TESTS = Path(__file__).parent
 # Numbers from here up, such as a half, are no tolerances.
 TOLERANCE = 0.02
-CLOSE = ("allclose", "assert_allclose", "isclose", "approx", "testing.assert_close", "assert_array_almost_equal")
+CLOSE = (
+    "allclose",
+    "assert_allclose",
+    "isclose",
+    "approx",
+    "testing.assert_close",
+    "assert_array_almost_equal",
+)
 
 
 @pytest.mark.parametrize("key", BUDGETS, ids="-".join)
@@ -24,30 +33,52 @@ def test_a_bound_lies_between_noise_and_fault_and_near_the_noise(key: tuple[str,
 
 def test_every_quantity_has_a_budget_in_every_precision() -> None:
     quantities = {"tap", "loss", "gradient", "moment", "update", "weights"}
-    assert set(BUDGETS) >= {(kind, precision) for kind in quantities for precision in ("float32", "float64", "bfloat16")}
+    assert set(BUDGETS) >= {
+        (kind, precision) for kind in quantities for precision in ("float32", "float64", "bfloat16")
+    }
 
 
 def test_what_is_exact_allows_nothing_and_a_gauge_everything() -> None:
     assert budget("exact/initial/input.weight", "float32").bound == 0.0
-    assert budget("gauge/weights/layers.0.attention.qkv.bias", "float32").bound > max(entry.bound for entry in BUDGETS.values())
+    assert budget("gauge/weights/layers.0.attention.qkv.bias", "float32").bound > max(
+        entry.bound for entry in BUDGETS.values()
+    )
 
 
 def tolerances(source: str) -> list[str]:
-    """The small numbers that a test compares with, and the calls that bring a tolerance of their own."""
+    """The small numbers that a test compares with, and the calls that bring a tolerance of their
+    own.
+    """
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
-            found += [f"line {node.lineno}: {name}"] if f".{name}".endswith(tuple(f".{close}" for close in CLOSE)) else []
-        if isinstance(node, ast.Compare) and any(isinstance(op, ast.Lt | ast.LtE | ast.Gt | ast.GtE) for op in node.ops):
-            for part in [item for side in (node.left, *node.comparators) for item in ast.walk(side)]:
-                if isinstance(part, ast.Constant) and isinstance(part.value, float) and 0.0 < part.value < TOLERANCE:
+            found += (
+                [f"line {node.lineno}: {name}"]
+                if f".{name}".endswith(tuple(f".{close}" for close in CLOSE))
+                else []
+            )
+        if isinstance(node, ast.Compare) and any(
+            isinstance(op, ast.Lt | ast.LtE | ast.Gt | ast.GtE) for op in node.ops
+        ):
+            for part in [
+                item for side in (node.left, *node.comparators) for item in ast.walk(side)
+            ]:
+                if (
+                    isinstance(part, ast.Constant)
+                    and isinstance(part.value, float)
+                    and 0.0 < part.value < TOLERANCE
+                ):
                     found.append(f"line {node.lineno}: {part.value}")
     return found
 
 
 def test_no_other_tolerance_stands_in_the_tests() -> None:
-    found = [f"{file.name}, {where}" for file in sorted(TESTS.rglob("*.py")) for where in tolerances(file.read_text())]
+    found = [
+        f"{file.name}, {where}"
+        for file in sorted(TESTS.rglob("*.py"))
+        for where in tolerances(file.read_text())
+    ]
     assert found == []
 
 

@@ -1,4 +1,6 @@
-"""Checkpoints: whole or not at all, every damage refused by name, and the newest that holds is found."""
+"""Checkpoints: whole or not at all, every damage refused by name, and the newest that holds is
+found.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import pe_core.checkpoint
-from pe_core.checkpoint import (
+import pe_core.storage.checkpoint
+from pe_core.storage.checkpoint import (
     MANIFEST_FILE,
     STATE_FILE,
     Checkpoint,
@@ -26,9 +28,14 @@ from pe_core.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from pe_core.files import SIGNATURE, DamagedError, signed_json
+from pe_core.storage.files import SIGNATURE, DamagedError, signed_json
 
-SHAPES: dict[str, tuple[int, ...]] = {"param/a": (3, 5), "adam/m/a": (3, 5), "adam/count": (), "epoch/metrics": (0, 4)}
+SHAPES: dict[str, tuple[int, ...]] = {
+    "param/a": (3, 5),
+    "adam/m/a": (3, 5),
+    "adam/count": (),
+    "epoch/metrics": (0, 4),
+}
 RECORD = {"epoch": 2, "note": "ü"}
 
 
@@ -49,8 +56,15 @@ def checkpoint(step: int = 7) -> Checkpoint:
     return Checkpoint(step, arrays, RECORD)
 
 
-def rewrite(path: Path, change: Callable[[dict[str, Any], bytes], tuple[dict[str, Any] | bytes, bytes]], *, sign: bool) -> None:
-    """Change header and payload of the state, and give it a manifest that vouches for the new bytes when signed."""
+def rewrite(
+    path: Path,
+    change: Callable[[dict[str, Any], bytes], tuple[dict[str, Any] | bytes, bytes]],
+    *,
+    sign: bool,
+) -> None:
+    """Change header and payload of the state, and give it a manifest that vouches for the new bytes
+    when signed.
+    """
     content = (path / STATE_FILE).read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     header, payload = change(json.loads(content[8 : 8 + length]), content[8 + length :])
@@ -81,8 +95,13 @@ def test_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_keeps_the_newest(tmp_path: Path) -> None:
     for step in (1, 2, 10, 9, 11):
         save_checkpoint(tmp_path, checkpoint(step))
-    assert [path.name for path in checkpoint_folders(tmp_path)] == ["step-000000011", "step-000000009", "step-000000002"]
-    # Step 10 went when the run had gone back and came to 9: its checkpoint was one that had been passed over.
+    assert [path.name for path in checkpoint_folders(tmp_path)] == [
+        "step-000000011",
+        "step-000000009",
+        "step-000000002",
+    ]
+    # Step 10 went when the run had gone back and came to 9: its checkpoint was one that had been
+    # passed over.
 
 
 def test_falls_back_and_says_why(tmp_path: Path) -> None:
@@ -93,19 +112,27 @@ def test_falls_back_and_says_why(tmp_path: Path) -> None:
     found, passed_over = newest_checkpoint(tmp_path, expected)
     assert found is not None
     assert found.step == 1
-    assert ["step-000000003" in passed_over[0], "step-000000002" in passed_over[1], len(passed_over)] == [True, True, 2]
+    assert [
+        "step-000000003" in passed_over[0],
+        "step-000000002" in passed_over[1],
+        len(passed_over),
+    ] == [True, True, 2]
     assert newest_checkpoint(tmp_path / "nothing", expected) == (None, [])
 
 
-@pytest.mark.parametrize("point", ["before the state", "before the manifest", "before the rename", "after the rename"])
-def test_a_fault_inside_the_save_leaves_the_last_one(point: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "point", ["before the state", "before the manifest", "before the rename", "after the rename"]
+)
+def test_a_fault_inside_the_save_leaves_the_last_one(
+    point: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_checkpoint(tmp_path, checkpoint(1))
 
     def full(name: str) -> None:
         if name == point:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pe_core.checkpoint, "fault_point", full)
+    monkeypatch.setattr(pe_core.storage.checkpoint, "fault_point", full)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(tmp_path, checkpoint(2))
     found, passed_over = newest_checkpoint(tmp_path, expected)
@@ -119,8 +146,12 @@ CALLS = ("open", "mkdir", "rename", "fsync", "fdatasync", "unlink", "rmdir")
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS], ids=errno.errorcode.get)
-def test_every_call_of_a_save_may_fail(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fourth save, which writes over the oldest; each call to the system fails once, and the error names the checkpoint."""
+def test_every_call_of_a_save_may_fail(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fourth save, which writes over the oldest; each call to the system fails once, and the
+    error names the checkpoint.
+    """
     failed = 0
     while True:
         folder = tmp_path / str(failed)
@@ -154,17 +185,36 @@ def test_every_call_of_a_save_may_fail(code: int, tmp_path: Path, monkeypatch: p
         if left[0] > 0:
             break
         failed += 1
-    assert failed >= len(("rename", "open", "fdatasync", "open", "fdatasync", "open", "fsync", "rename", "open", "fsync"))
+    assert failed >= len(
+        (
+            "rename",
+            "open",
+            "fdatasync",
+            "open",
+            "fdatasync",
+            "open",
+            "fsync",
+            "rename",
+            "open",
+            "fsync",
+        )
+    )
 
 
 def header_change(**entry: Any) -> Callable[[Path], None]:
     """Change one tensor's description, with the manifest vouching for the new bytes."""
-    return lambda path: rewrite(path, lambda header, payload: (header | {"adam/m/a": header["adam/m/a"] | entry}, payload), sign=True)
+    return lambda path: rewrite(
+        path,
+        lambda header, payload: (header | {"adam/m/a": header["adam/m/a"] | entry}, payload),
+        sign=True,
+    )
 
 
 def _twice(header: dict[str, Any], payload: bytes) -> tuple[bytes, bytes]:
     text = json.dumps(header)
-    return (text[:-1] + ', "param/a"' + text.split('"param/a"')[1].split("}")[0] + "}}").encode(), payload
+    return (
+        text[:-1] + ', "param/a"' + text.split('"param/a"')[1].split("}")[0] + "}}"
+    ).encode(), payload
 
 
 def _pickled(path: Path) -> None:
@@ -185,21 +235,45 @@ def again(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[[Path],
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no state": (lambda path: (path / STATE_FILE).unlink(), "state.safetensors is missing"),
     "no manifest": (lambda path: (path / MANIFEST_FILE).unlink(), "manifest.json is missing"),
-    "empty state": (lambda path: (path / STATE_FILE).write_bytes(b""), "0 bytes are no safetensors file"),
+    "empty state": (
+        lambda path: (path / STATE_FILE).write_bytes(b""),
+        "0 bytes are no safetensors file",
+    ),
     "empty manifest": (lambda path: (path / MANIFEST_FILE).write_bytes(b""), "is not valid JSON"),
-    "manifest is a list": (lambda path: (path / MANIFEST_FILE).write_text("[]"), "format is \\[\\]"),
+    "manifest is a list": (
+        lambda path: (path / MANIFEST_FILE).write_text("[]"),
+        "format is \\[\\]",
+    ),
     "older format": (lambda path: edit(path, format=0), "format is 0, this version reads 1"),
     "unknown field": (lambda path: edit(path, extra=1), "fields are"),
-    "another step": (lambda path: edit(path, step=8), "step is 8, but the folder is step-000000007"),
+    "another step": (
+        lambda path: edit(path, step=8),
+        "step is 8, but the folder is step-000000007",
+    ),
     "step is a text": (lambda path: edit(path, step="../../x"), r"step is \.\./\.\./x"),
     "record of another run": (lambda path: edit(path, record=[]), "record is not an object"),
-    "header digest of another": (lambda path: edit(path, header="0" * 64), "SHA-256 does not hold for its header"),
+    "header digest of another": (
+        lambda path: edit(path, header="0" * 64),
+        "SHA-256 does not hold for its header",
+    ),
     "tensor digests of others": (lambda path: edit(path, tensors={}), "tensors are not those"),
-    "NaN in the manifest": (lambda path: (path / MANIFEST_FILE).write_text('{"format": NaN}'), "holds NaN"),
-    "key twice in the manifest": (lambda path: (path / MANIFEST_FILE).write_text('{"format": 1, "format": 1}'), "'format' stands twice"),
-    "deep nesting": (lambda path: (path / MANIFEST_FILE).write_text("[" * 200_000), "is not valid JSON"),
+    "NaN in the manifest": (
+        lambda path: (path / MANIFEST_FILE).write_text('{"format": NaN}'),
+        "holds NaN",
+    ),
+    "key twice in the manifest": (
+        lambda path: (path / MANIFEST_FILE).write_text('{"format": 1, "format": 1}'),
+        "'format' stands twice",
+    ),
+    "deep nesting": (
+        lambda path: (path / MANIFEST_FILE).write_text("[" * 200_000),
+        "is not valid JSON",
+    ),
     "wrong shape": (header_change(shape=[5, 3]), r"adam/m/a has shape \[5, 3\], not \[3, 5\]"),
-    "huge shape": (header_change(shape=[1 << 40, 1 << 40]), "adam/m/a takes 120 bytes, but F64 of shape"),
+    "huge shape": (
+        header_change(shape=[1 << 40, 1 << 40]),
+        "adam/m/a takes 120 bytes, but F64 of shape",
+    ),
     "wrong dtype": (header_change(dtype="BF16"), "adam/m/a has dtype BF16"),
     "dtype is a list": (header_change(dtype=["F64"]), "adam/m/a has dtype"),
     "narrow dtype": (header_change(dtype="F32"), "adam/m/a takes 120 bytes, but F32"),
@@ -207,14 +281,26 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "negative offsets": (header_change(data_offsets=[-120, 0]), "adam/m/a has data_offsets"),
     "offsets are texts": (header_change(data_offsets=["0", "120"]), "adam/m/a has data_offsets"),
     "another key": (header_change(code="os.system"), "adam/m/a is not described by"),
-    "tensor missing": (again(lambda arrays: arrays.pop("param/a")), r"missing tensors \['param/a'\]"),
-    "tensor too many": (again(lambda arrays: arrays.update({"../x": arrays["param/a"]})), r"unexpected tensors \['\.\./x'\]"),
+    "tensor missing": (
+        again(lambda arrays: arrays.pop("param/a")),
+        r"missing tensors \['param/a'\]",
+    ),
+    "tensor too many": (
+        again(lambda arrays: arrays.update({"../x": arrays["param/a"]})),
+        r"unexpected tensors \['\.\./x'\]",
+    ),
     "bytes without a tensor": (
-        lambda path: rewrite(path, lambda header, payload: ({k: v for k, v in header.items() if k != "param/a"}, payload), sign=True),
+        lambda path: rewrite(
+            path,
+            lambda header, payload: ({k: v for k, v in header.items() if k != "param/a"}, payload),
+            sign=True,
+        ),
         r"is \d+ bytes, not \d+",
     ),
     "two tensors in one place": (
-        lambda path: rewrite(path, lambda header, payload: (header | {"../x": header["param/a"]}, payload), sign=True),
+        lambda path: rewrite(
+            path, lambda header, payload: (header | {"../x": header["param/a"]}, payload), sign=True
+        ),
         r"\.\./x begins at byte",
     ),
     "tensor twice": (lambda path: rewrite(path, _twice, sign=True), "'param/a' stands twice"),
@@ -222,9 +308,15 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: rewrite(path, lambda header, payload: (header, payload + b"x"), sign=True),
         r"is \d+ bytes, not \d+",
     ),
-    "huge header": (lambda path: (path / STATE_FILE).write_bytes(struct.pack("<Q", 1 << 62) + b"{}"), "it claims a header of"),
+    "huge header": (
+        lambda path: (path / STATE_FILE).write_bytes(struct.pack("<Q", 1 << 62) + b"{}"),
+        "it claims a header of",
+    ),
     "a pickle": (_pickled, "it claims a header of"),
-    "NaN in a tensor": (again(lambda arrays: arrays["adam/m/a"].fill(np.nan)), "adam/m/a holds NaN or infinity"),
+    "NaN in a tensor": (
+        again(lambda arrays: arrays["adam/m/a"].fill(np.nan)),
+        "adam/m/a holds NaN or infinity",
+    ),
 }
 
 
@@ -271,8 +363,12 @@ def test_other_readers_of_the_format_agree(tmp_path: Path) -> None:
     }
 
 
-def test_what_a_stopped_save_left_is_used_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where what it left is a link: it is not written through, and neither is a file that a copy of the run shares."""
+def test_what_a_stopped_save_left_is_used_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where what it left is a link: it is not written through, and neither is a file that a
+    copy of the run shares.
+    """
     for step in (1, 2, 3):
         save_checkpoint(tmp_path / "run", checkpoint(step))
     oldest = tmp_path / "run" / "step-000000002" / STATE_FILE
@@ -284,6 +380,13 @@ def test_what_a_stopped_save_left_is_used_up(tmp_path: Path, monkeypatch: pytest
     before = oldest.read_bytes()
     for step in (4, 5, 6):
         save_checkpoint(tmp_path / "run", checkpoint(step))
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [f"step-{step:09d}" for step in (4, 5, 6)]
-    assert ((tmp_path / "precious").read_text(), (tmp_path / "shared").read_bytes()) == ("text", before)
-    assert all(load_checkpoint(path, expected).step for path in checkpoint_folders(tmp_path / "run"))
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        f"step-{step:09d}" for step in (4, 5, 6)
+    ]
+    assert ((tmp_path / "precious").read_text(), (tmp_path / "shared").read_bytes()) == (
+        "text",
+        before,
+    )
+    assert all(
+        load_checkpoint(path, expected).step for path in checkpoint_folders(tmp_path / "run")
+    )

@@ -1,4 +1,6 @@
-"""Reference, torch and Flax are one model: the same names in the same order, every intermediate, the loss, every gradient, one step."""
+"""Reference, torch and Flax are one model: the same names in the same order, every intermediate,
+the loss, every gradient, one step.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,15 @@ from parity_tests.cases import (
     small_config,
 )
 from pe_core import ComputeConfig, LearnedTable, ModelConfig, Sinusoidal
-from pe_core.config import POOLINGS, Precision
 from pe_core.data import Batch
-from pe_core.parity import Comparison, Trace, compare, reference_trace, trace
-from pe_core.random import derive, normal
-from pe_core.reference import cross_entropy, encode, forward
+from pe_core.model.config import POOLINGS, Precision
+from pe_core.model.random import derive, normal
+from pe_parity import Comparison, Trace, compare, reference_trace, trace
+from pe_parity.reference import cross_entropy, encode, forward
 
-# The step of a central difference. Its two errors are h² |L'''| / 6 and eps |L| / h for a loss L along a direction of length one; both
-# are about eps^(2/3) at this h. The losses here are near 1.5, and their third derivatives along a direction stay below a hundred or so.
+# The step of a central difference. Its two errors are h² |L'''| / 6 and eps |L| / h for a loss L
+# along a direction of length one; both are about eps^(2/3) at this h. The losses here are near 1.5,
+# and their third derivatives along a direction stay below a hundred or so.
 DIFFERENCE_STEP = float(np.finfo(np.float64).eps) ** (1 / 3)
 DIFFERENCE_ERROR = 30 * DIFFERENCE_STEP**2
 # Random directions in which the gradient of each weight is held against the reference.
@@ -47,10 +50,20 @@ def case(name: str, masked: bool) -> tuple[ModelConfig, dict[str, np.ndarray], B
 
 @functools.cache
 def referee(name: str, masked: bool) -> Trace:
-    """Taps and loss of the reference, then the gradients of torch in float64, which a test below holds against the reference."""
+    """Taps and loss of the reference, then the gradients of torch in float64, which a test below
+    holds against the reference.
+    """
     config, arrays, batch = case(name, masked)
     found = reference_trace(config, arrays, batch, dropout=drops(name))
-    exact = trace(ENGINES["torch"], config, arrays, [batch], depth="step", compute=ComputeConfig(precision="float64"), dropout=drops(name))
+    exact = trace(
+        ENGINES["torch"],
+        config,
+        arrays,
+        [batch],
+        depth="step",
+        compute=ComputeConfig(precision="float64"),
+        dropout=drops(name),
+    )
     return found | {key: value for key, value in exact.items() if key.startswith(TRAINED)}
 
 
@@ -65,13 +78,20 @@ def up_to(depth: str, found: Trace) -> Trace:
 
 def assert_close(comparison: Comparison) -> None:
     assert comparison.rows
-    bad = [f"{row.name} {row.errors} {row.mutual:.1e} > {row.bound:.0e}" for row in comparison.rows if not row.passed]
+    bad = [
+        f"{row.name} {row.errors} {row.mutual:.1e} > {row.bound:.0e}"
+        for row in comparison.rows
+        if not row.passed
+    ]
     assert not bad, "\n".join(bad)
 
 
-# JAX's compiler takes two seconds for each of these. The rest runs operation by operation in `test_models_step_by_step`.
+# JAX's compiler takes two seconds for each of these. The rest runs operation by operation in
+# `test_models_step_by_step`.
 COMPILED = [*((name, True) for name in CONFIGS), ("default", False)]
-STEP_BY_STEP: list[tuple[str, bool, Precision]] = [(name, masked, "float64") for name in CONFIGS for masked in (False, True)]
+STEP_BY_STEP: list[tuple[str, bool, Precision]] = [
+    (name, masked, "float64") for name in CONFIGS for masked in (False, True)
+]
 STEP_BY_STEP += [(name, False, "float32") for name in CONFIGS if (name, False) not in COMPILED]
 
 
@@ -80,18 +100,32 @@ def test_compiled_engines_in_float32(name: str, masked: bool) -> None:
     config, arrays, batch = case(name, masked)
     depth: Any = "step" if name == "dropout" else "gradient"
     exact = up_to(depth, referee(name, masked))
-    traces = {label: trace(engine, config, arrays, [batch], depth=depth, dropout=drops(name)) for label, engine in ENGINES.items()}
-    assert {label: list(found) for label, found in traces.items()} == dict.fromkeys(traces, list(exact))
+    traces = {
+        label: trace(engine, config, arrays, [batch], depth=depth, dropout=drops(name))
+        for label, engine in ENGINES.items()
+    }
+    assert {label: list(found) for label, found in traces.items()} == dict.fromkeys(
+        traces, list(exact)
+    )
     assert_close(compare(exact, traces, "float32"))
 
 
 def test_compiled_engines_in_float64() -> None:
     config = small_config(num_layers=1, attention_bias=True, norm="post")
-    arrays, batch, compute = perturbed_arrays(config), small_batch(config, masked=True), ComputeConfig(precision="float64")
-    traces = {label: trace(engine, config, arrays, [batch], depth="step", compute=compute) for label, engine in ENGINES.items()}
+    arrays, batch, compute = (
+        perturbed_arrays(config),
+        small_batch(config, masked=True),
+        ComputeConfig(precision="float64"),
+    )
+    traces = {
+        label: trace(engine, config, arrays, [batch], depth="step", compute=compute)
+        for label, engine in ENGINES.items()
+    }
     exact = reference_trace(config, arrays, batch)
     exact |= {name: array for name, array in traces["torch"].items() if name.startswith(TRAINED)}
-    assert {label: list(found) for label, found in traces.items()} == dict.fromkeys(traces, list(exact))
+    assert {label: list(found) for label, found in traces.items()} == dict.fromkeys(
+        traces, list(exact)
+    )
     assert_close(compare(exact, traces, "float64"))
 
 
@@ -117,13 +151,19 @@ def test_models_step_by_step(name: str, masked: bool, precision: Precision) -> N
             found: Trace = {}
             logits = wing.call(model, batch.inputs, mask=batch.mask, taps=found, dropout_step=step)
             assert {array.dtype for array in found.values()} == {np.dtype(precision)}
-            found["loss"] = np.array(cross_entropy(logits.astype(np.float64), batch.labels, batch.weights))
+            found["loss"] = np.array(
+                cross_entropy(logits.astype(np.float64), batch.labels, batch.weights)
+            )
             if precision == "float64":
                 cotangent = loss_gradient(exact["head"], batch)
-                gradients = wing.pullback(model, cotangent, batch.inputs, mask=batch.mask, dropout_step=step)[1]
+                gradients = wing.pullback(
+                    model, cotangent, batch.inputs, mask=batch.mask, dropout_step=step
+                )[1]
                 found |= {f"gradient/{name}": gradients[name] for name in arrays}
         traces[label] = found
-    assert {label: list(found) for label, found in traces.items()} == dict.fromkeys(traces, list(exact))
+    assert {label: list(found) for label, found in traces.items()} == dict.fromkeys(
+        traces, list(exact)
+    )
     assert_close(compare(exact, traces, precision))
 
 
@@ -136,55 +176,103 @@ def test_gradients_are_those_of_the_reference(name: str, masked: bool) -> None:
     weights = {key: array.astype(np.float64) for key, array in arrays.items()}
 
     def loss(changed: dict[str, np.ndarray]) -> float:
-        logits = forward(config, weights | changed, batch.inputs, mask=batch.mask, dropout_step=step)
+        logits = forward(
+            config, weights | changed, batch.inputs, mask=batch.mask, dropout_step=step
+        )
         return cross_entropy(logits, batch.labels, batch.weights)
 
     for number, (key, array) in enumerate(weights.items()):
         for direction in normal(derive(0, 97, number), (DIRECTIONS, *array.shape)):
             direction /= np.linalg.norm(direction)
-            ahead, behind = (loss({key: array + sign * DIFFERENCE_STEP * direction}) for sign in (1, -1))
+            ahead, behind = (
+                loss({key: array + sign * DIFFERENCE_STEP * direction}) for sign in (1, -1)
+            )
             slope = (ahead - behind) / (2 * DIFFERENCE_STEP)
-            assert abs(slope - (exact[f"gradient/{key}"] * direction).sum()) <= DIFFERENCE_ERROR, key
+            assert abs(slope - (exact[f"gradient/{key}"] * direction).sum()) <= DIFFERENCE_ERROR, (
+                key
+            )
 
 
 LINE = np.arange(LENGTH)
 ROWS = np.arange(BATCH)[:, None]
-PACKED = np.array([[1, 1, 1, 2, 2, 2, 2], [1, 1, 2, 2, 3, 3, 3], [1, 1, 1, 1, 1, 0, 0], [0, 1, 1, 0, 2, 2, 0], [0] * 7], np.int32)
+PACKED = np.array(
+    [
+        [1, 1, 1, 2, 2, 2, 2],
+        [1, 1, 2, 2, 3, 3, 3],
+        [1, 1, 1, 1, 1, 0, 0],
+        [0, 1, 1, 0, 2, 2, 0],
+        [0] * 7,
+    ],
+    np.int32,
+)
 MASK = small_batch(CONFIGS["default"], masked=True).mask
 WAVES_AND_TABLE = CONFIGS["both"]
 ALL_LAYERS_CLS = CONFIGS["post"]
 
 CALLS: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
     "positions of a row": (WAVES_AND_TABLE, {"positions": (LINE[::-1] + 1).astype(np.int32)}),
-    "positions of each row": (WAVES_AND_TABLE, {"positions": ((LINE * (ROWS + 1)) % 9).astype(np.int32)}),
-    "positions between rows": (WAVES_AND_TABLE, {"positions": ((LINE * 0.7 + ROWS * 0.9) % 8.0).astype(np.float32)}),
-    "positions and a mask": (WAVES_AND_TABLE, {"positions": (LINE * 1.25).astype(np.float32), "mask": MASK}),
-    "every layer, a first step": (ALL_LAYERS_CLS, {"positions": ((LINE + ROWS) % 9).astype(np.int32), "mask": MASK}),
+    "positions of each row": (
+        WAVES_AND_TABLE,
+        {"positions": ((LINE * (ROWS + 1)) % 9).astype(np.int32)},
+    ),
+    "positions between rows": (
+        WAVES_AND_TABLE,
+        {"positions": ((LINE * 0.7 + ROWS * 0.9) % 8.0).astype(np.float32)},
+    ),
+    "positions and a mask": (
+        WAVES_AND_TABLE,
+        {"positions": (LINE * 1.25).astype(np.float32), "mask": MASK},
+    ),
+    "every layer, a first step": (
+        ALL_LAYERS_CLS,
+        {"positions": ((LINE + ROWS) % 9).astype(np.int32), "mask": MASK},
+    ),
     "packed": (WAVES_AND_TABLE, {"segment_ids": PACKED}),
     "packed, masked": (WAVES_AND_TABLE, {"segment_ids": PACKED, "mask": MASK}),
-    "packed, positions": (WAVES_AND_TABLE, {"segment_ids": PACKED, "positions": ((LINE + ROWS) % 9).astype(np.int32)}),
+    "packed, positions": (
+        WAVES_AND_TABLE,
+        {"segment_ids": PACKED, "positions": ((LINE + ROWS) % 9).astype(np.int32)},
+    ),
     "packed, more segments": (WAVES_AND_TABLE, {"segment_ids": PACKED, "num_segments": 5}),
-    "every layer, first only": (small_config(encodings=(LearnedTable(9), Sinusoidal(layers="all"))), {"mask": MASK}),
+    "every layer, first only": (
+        small_config(encodings=(LearnedTable(9), Sinusoidal(layers="all"))),
+        {"mask": MASK},
+    ),
 }
-CALLS |= {f"packed {kind}": (small_config(pooling=kind), {"segment_ids": PACKED}) for kind in POOLINGS if kind != "cls"}
+CALLS |= {
+    f"packed {kind}": (small_config(pooling=kind), {"segment_ids": PACKED})
+    for kind in POOLINGS
+    if kind != "cls"
+}
 CALLS |= {f"pooled {kind}": (small_config(pooling=kind), {"mask": MASK}) for kind in POOLINGS}
 CALLS |= {
-    f"dropout {step}": (small_config(dropout=0.3, pooling="cls", attention_bias=True), {"mask": MASK, "dropout_step": step})
+    f"dropout {step}": (
+        small_config(dropout=0.3, pooling="cls", attention_bias=True),
+        {"mask": MASK, "dropout_step": step},
+    )
     for step in (1, 300)
 }
 
 
 # Positions have a path of their own in float32.
-IN_FLOAT32 = [what for what in CALLS if "position" in what or what in ("packed", "packed, more segments")]
+IN_FLOAT32 = [
+    what for what in CALLS if "position" in what or what in ("packed", "packed, more segments")
+]
 IN_FLOAT64 = [what for what in CALLS if what != "packed, more segments"]
 
 
-@pytest.mark.parametrize(("what", "precision"), [(what, "float64") for what in IN_FLOAT64] + [(what, "float32") for what in IN_FLOAT32])
+@pytest.mark.parametrize(
+    ("what", "precision"),
+    [(what, "float64") for what in IN_FLOAT64] + [(what, "float32") for what in IN_FLOAT32],
+)
 def test_calls(what: str, precision: Precision) -> None:
     config, arguments = CALLS[what]
     arrays, x = perturbed_arrays(config), short_batch(config).inputs
     if config.pooling == "cls":
-        arguments = {name: value[..., :-1] if isinstance(value, np.ndarray) else value for name, value in arguments.items()}
+        arguments = {
+            name: value[..., :-1] if isinstance(value, np.ndarray) else value
+            for name, value in arguments.items()
+        }
     exact: Trace = {}
     cotangent = normal(derive(0, 96), forward(config, arrays, x, taps=exact, **arguments).shape)
     traces: dict[str, Trace] = {}
@@ -197,11 +285,17 @@ def test_calls(what: str, precision: Precision) -> None:
             wing.call(model, x, taps=found, **arguments)
             if precision == "float64":
                 of_x, gradients = wing.pullback(model, cotangent, x.astype(np.float64), **arguments)
-                found |= {"gradient/x": of_x} | {f"gradient/{name}": gradients[name] for name in arrays}
+                found |= {"gradient/x": of_x} | {
+                    f"gradient/{name}": gradients[name] for name in arrays
+                }
         traces[label] = found
     if precision == "float64":
-        exact |= {name: array for name, array in traces["torch"].items() if name.startswith("gradient/")}
-    assert {label: list(found) for label, found in traces.items()} == dict.fromkeys(traces, list(exact))
+        exact |= {
+            name: array for name, array in traces["torch"].items() if name.startswith("gradient/")
+        }
+    assert {label: list(found) for label, found in traces.items()} == dict.fromkeys(
+        traces, list(exact)
+    )
     assert_close(compare(exact, traces, precision))
 
 
@@ -215,20 +309,28 @@ def test_an_encoder_has_the_taps_of_a_classifier_but_the_last_two() -> None:
     for label, wing in WINGS.items():
         traces[label] = {}
         wing.call(wing.encoder(config, arrays), batch.inputs, mask=batch.mask, taps=traces[label])
-    assert {label: list(found) for label, found in traces.items()} == dict.fromkeys(traces, list(exact))
+    assert {label: list(found) for label, found in traces.items()} == dict.fromkeys(
+        traces, list(exact)
+    )
     assert_close(compare(exact, traces, "float32"))
 
 
 @pytest.mark.parametrize("name", ["default", "both"])
 def test_bfloat16_costs_both_frameworks_the_same(name: str) -> None:
     config, arrays, batch = case(name, True)
-    exact = {key: array for key, array in referee(name, True).items() if "/" not in key and key != "loss"}
+    exact = {
+        key: array for key, array in referee(name, True).items() if "/" not in key and key != "loss"
+    }
     traces: dict[str, Trace] = {}
     for label, wing in WINGS.items():
         traces[label] = {}
         model = wing.classifier(config, arrays, "bfloat16")
-        assert wing.call(model, batch.inputs, mask=batch.mask, taps=traces[label]).dtype == np.float32
-    assert {label: list(found) for label, found in traces.items()} == dict.fromkeys(traces, list(exact))
+        assert (
+            wing.call(model, batch.inputs, mask=batch.mask, taps=traces[label]).dtype == np.float32
+        )
+    assert {label: list(found) for label, found in traces.items()} == dict.fromkeys(
+        traces, list(exact)
+    )
     for row in compare(exact, traces, "bfloat16").rows:
         assert row.passed, row
         assert max(row.errors.values()) <= 2 * min(row.errors.values()), row

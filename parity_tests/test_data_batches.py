@@ -1,4 +1,6 @@
-"""Every example comes exactly once in batches of one shape, and a batch is a function of (seed, epoch, step)."""
+"""Every example comes exactly once in batches of one shape, and a batch is a function of (seed,
+epoch, step).
+"""
 
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pe_core.data import Sequences, batch_at, batches, epoch_order, steps_per_epoch
-from pe_core.random import ORDER, derive, permutation
+from pe_core.model.random import ORDER, derive, permutation
 
 
 def numbered(count: int, *, masked: bool = True, labelled: bool = True) -> Sequences:
@@ -17,8 +19,15 @@ def numbered(count: int, *, masked: bool = True, labelled: bool = True) -> Seque
     return Sequences(inputs, labels, mask, ("a", "b"))
 
 
-@given(count=st.integers(1, 40), batch_size=st.integers(1, 50), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 2**32 - 1))
-def test_each_example_comes_exactly_once(count: int, batch_size: int, seed: int, epoch: int) -> None:
+@given(
+    count=st.integers(1, 40),
+    batch_size=st.integers(1, 50),
+    seed=st.integers(0, 2**63 - 1),
+    epoch=st.integers(0, 2**32 - 1),
+)
+def test_each_example_comes_exactly_once(
+    count: int, batch_size: int, seed: int, epoch: int
+) -> None:
     data, order = numbered(count), epoch_order(seed, epoch, count)
     epoch_batches = list(batches(data, batch_size, order))
     assert len(epoch_batches) == steps_per_epoch(count, batch_size)
@@ -26,7 +35,9 @@ def test_each_example_comes_exactly_once(count: int, batch_size: int, seed: int,
     for batch in epoch_batches:
         assert batch.mask is not None
         assert batch.inputs.shape == (batch_size, 3, 2)
-        assert [array.dtype for array in (batch.inputs, batch.labels, batch.weights, batch.mask)] == [
+        assert [
+            array.dtype for array in (batch.inputs, batch.labels, batch.weights, batch.mask)
+        ] == [
             np.float32,
             np.int32,
             np.float32,
@@ -79,7 +90,11 @@ def test_a_batch_may_be_written_to() -> None:
 
 def test_an_order_may_be_a_share() -> None:
     share = epoch_order(0, 0, 10)[1::2]
-    seen = [row for batch in batches(numbered(10), 2, share) for row in batch.inputs[batch.weights > 0, 0, 0].astype(int) - 1]
+    seen = [
+        row
+        for batch in batches(numbered(10), 2, share)
+        for row in batch.inputs[batch.weights > 0, 0, 0].astype(int) - 1
+    ]
     assert seen == share.tolist()
 
 
@@ -89,7 +104,9 @@ def test_the_order_of_an_epoch_is_pinned() -> None:
     assert epoch_order(0, 1, 10).tolist() == [5, 6, 1, 9, 4, 2, 8, 7, 3, 0]
 
 
-@pytest.mark.parametrize(("count", "batch_size", "steps"), [(1, 1, 1), (10, 5, 2), (11, 5, 3), (3, 100, 1)])
+@pytest.mark.parametrize(
+    ("count", "batch_size", "steps"), [(1, 1, 1), (10, 5, 2), (11, 5, 3), (3, 100, 1)]
+)
 def test_steps_per_epoch(count: int, batch_size: int, steps: int) -> None:
     assert steps_per_epoch(count, batch_size) == steps
 
@@ -102,15 +119,23 @@ def test_refusals() -> None:
         batches(data, -2)
     with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         steps_per_epoch(0, 5)
-    with pytest.raises(ValueError, match=r"step must lie in 0 .. 2, got 3; an epoch has 3 steps of 2"):
+    with pytest.raises(
+        ValueError, match=r"step must lie in 0 .. 2, got 3; an epoch has 3 steps of 2"
+    ):
         batch_at(data, order, 3, 2)
     with pytest.raises(ValueError, match=r"step must lie in 0 .. 2, got -1"):
         batch_at(data, order, -1, 2)
-    with pytest.raises(ValueError, match=r"start must lie in 0 .. 3, got 4; an epoch has 3 steps of 2"):
+    with pytest.raises(
+        ValueError, match=r"start must lie in 0 .. 3, got 4; an epoch has 3 steps of 2"
+    ):
         batches(data, 2, order, 4)
-    with pytest.raises(ValueError, match=r"index 5 is outside 0 .. 4; pass indices of existing examples"):
+    with pytest.raises(
+        ValueError, match=r"index 5 is outside 0 .. 4; pass indices of existing examples"
+    ):
         batches(data, 2, np.arange(6))
     with pytest.raises(TypeError, match="indices must be integers"):
         batches(data, 2, np.array([0.0]))
-    with pytest.raises(ValueError, match=r"epoch must lie in 0 .. 2\*\*32 - 1, got -1; count epochs from 0"):
+    with pytest.raises(
+        ValueError, match=r"epoch must lie in 0 .. 2\*\*32 - 1, got -1; count epochs from 0"
+    ):
         epoch_order(0, -1, 5)

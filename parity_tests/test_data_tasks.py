@@ -1,4 +1,6 @@
-"""The built-in tasks are functions of their seed; `order` gives nothing away to a model without positions."""
+"""The built-in tasks are functions of their seed; `order` gives nothing away to a model without
+positions.
+"""
 
 import hashlib
 from collections import Counter
@@ -6,8 +8,17 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pe_core.data import Dataset, Sequences, Standardisation, digits, dummy, order, order_markers, swapped
-from pe_core.random import SPLIT, derive, permutation
+from pe_core.data import (
+    Dataset,
+    Sequences,
+    Standardisation,
+    digits,
+    dummy,
+    order,
+    order_markers,
+    swapped,
+)
+from pe_core.model.random import SPLIT, derive, permutation
 
 GOLDEN = {
     "dummy": {0: "b9a278659fbfe9ee", 1: "24b06a13bd4ab289"},
@@ -44,7 +55,10 @@ def test_bits_are_pinned(task: type, seed: int) -> None:
 @pytest.mark.parametrize("task", [dummy, order])
 def test_shapes_and_counts(task: type) -> None:
     dataset = task(7)
-    assert {name: part.inputs.shape for name, part in dataset.parts.items()} == {"train": (1000, 10, 16), "validation": (250, 10, 16)}
+    assert {name: part.inputs.shape for name, part in dataset.parts.items()} == {
+        "train": (1000, 10, 16),
+        "validation": (250, 10, 16),
+    }
     assert all(part.mask is None and part.num_classes == 2 for part in dataset.parts.values())
     assert dataset.standardisation is None
 
@@ -64,7 +78,12 @@ def test_order_is_balanced_and_says_which_marker_is_first(seed: int) -> None:
     assert not np.array_equal(markers[0], markers[1])
     for part in order(seed).parts.values():
         assert labels_of(part).sum() * 2 == part.count
-        places = np.array([[np.flatnonzero((example == marker).all(axis=1)) for marker in markers] for example in part.inputs])[..., 0]
+        places = np.array(
+            [
+                [np.flatnonzero((example == marker).all(axis=1)) for marker in markers]
+                for example in part.inputs
+            ]
+        )[..., 0]
         assert np.array_equal(labels_of(part), places[:, 0] > places[:, 1])
         seen = {tuple(pair) for pair in places.tolist()}
         # Each of the 90 pairs of places, in the part that is large enough.
@@ -79,16 +98,25 @@ def test_markers_stand_out_of_the_noise() -> None:
 
 @pytest.mark.parametrize("seed", [0, 3])
 def test_order_gives_nothing_away_without_positions(seed: int) -> None:
-    """The mirror image has the same step vectors and the other label, and stands in the same part: any function of the multiset is
-    right about exactly one of the two, so about half of the part.
+    """The mirror image has the same step vectors and the other label, and stands in the same part:
+    any function of the multiset is right about exactly one of the two, so about half of the part.
     """
     for part in order(seed).parts.values():
         mirrored = swapped(part, seed)
         assert np.array_equal(labels_of(mirrored), 1 - labels_of(part))
-        assert all(step_vectors(a) == step_vectors(b) for a, b in zip(part.inputs, mirrored.inputs, strict=True))
+        assert all(
+            step_vectors(a) == step_vectors(b)
+            for a, b in zip(part.inputs, mirrored.inputs, strict=True)
+        )
         assert ((part.inputs != mirrored.inputs).any(axis=-1).sum(axis=1) == 2).all()
-        original = Counter((example.tobytes(), label) for example, label in zip(part.inputs, labels_of(part).tolist(), strict=True))
-        images = Counter((example.tobytes(), label) for example, label in zip(mirrored.inputs, labels_of(mirrored).tolist(), strict=True))
+        original = Counter(
+            (example.tobytes(), label)
+            for example, label in zip(part.inputs, labels_of(part).tolist(), strict=True)
+        )
+        images = Counter(
+            (example.tobytes(), label)
+            for example, label in zip(mirrored.inputs, labels_of(mirrored).tolist(), strict=True)
+        )
         assert original == images
         assert np.array_equal(swapped(mirrored, seed).inputs, part.inputs)
 
@@ -101,9 +129,16 @@ def test_parts_of_order_share_no_example() -> None:
 
 
 def test_swapped_refuses_strangers() -> None:
-    with pytest.raises(ValueError, match=r"example 0 does not hold both markers of seed 1 once; pass examples of order\(1\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"example 0 does not hold both markers of seed 1 once; pass examples of order\(1\)",
+    ):
         swapped(order(0).train, 1)
-    with pytest.raises(ValueError, match=r"examples of order have 16 features, got inputs \(2, 3\); pass examples of order\(0\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"examples of order have 16 features, got inputs \(2, 3\); pass examples of "
+        r"order\(0\)",
+    ):
         swapped(Sequences(np.zeros((2, 3), int)))
 
 
@@ -121,11 +156,15 @@ def test_digits(steps: int, features: int) -> None:
     seen = Counter(
         (np.rint(example * scale + mean).astype(int).tobytes(), label)
         for part in dataset.parts.values()
-        for example, label in zip(part.inputs.astype(np.float64), labels_of(part).tolist(), strict=True)
+        for example, label in zip(
+            part.inputs.astype(np.float64), labels_of(part).tolist(), strict=True
+        )
     )
     bundle = load_digits()
     rows = bundle.data.astype(int).reshape(-1, steps, features)
-    assert seen == Counter((row.tobytes(), label) for row, label in zip(rows, bundle.target.tolist(), strict=True))
+    assert seen == Counter(
+        (row.tobytes(), label) for row, label in zip(rows, bundle.target.tolist(), strict=True)
+    )
 
 
 def test_digits_are_standardised_by_the_training_part_alone() -> None:
@@ -145,7 +184,9 @@ def test_digits_are_standardised_by_the_training_part_alone() -> None:
 
 
 def test_digits_refuse() -> None:
-    with pytest.raises(ValueError, match="digits come as 8 or 64 steps, got 16; pass steps=8 or steps=64"):
+    with pytest.raises(
+        ValueError, match="digits come as 8 or 64 steps, got 16; pass steps=8 or steps=64"
+    ):
         digits(0, steps=16)
     with pytest.raises(ValueError, match="validation_fraction must lie between 0 and 1, got 2"):
         digits(0, validation_fraction=2.0)

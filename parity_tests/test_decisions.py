@@ -1,4 +1,6 @@
-"""The matrix of decisions names places and tests that exist, and the decisions that no other test holds are held here."""
+"""The matrix of decisions names places and tests that exist, and the decisions that no other test
+holds are held here.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +20,39 @@ import torch
 
 import pe_flax
 import pe_torch
-from parity_tests.cases import BATCH, ENGINES, LENGTH, WINGS, perturbed_arrays, small_batch, small_config
+from parity_tests.cases import (
+    BATCH,
+    ENGINES,
+    LENGTH,
+    WINGS,
+    perturbed_arrays,
+    small_batch,
+    small_config,
+)
 from pe_core import ComputeConfig, LearnedTable, TrainConfig
 from pe_core.data import Batch
-from pe_core.initial import initial_arrays
-from pe_core.parity import BUDGETS, distance
-from pe_core.random import derive, normal
-from pe_core.reference import attention, encoder
+from pe_core.model.initial import initial_arrays
+from pe_core.model.random import derive, normal
+from pe_parity import BUDGETS, distance
+from pe_parity.reference import attention, encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = "docs/decisions.md"
-COLUMNS = ("decision", "this house", "PyTorch's own; JAX's own", "reference", "torch", "flax", "test")
+COLUMNS = (
+    "decision",
+    "this house",
+    "PyTorch's own; JAX's own",
+    "reference",
+    "torch",
+    "flax",
+    "test",
+)
 # Where the places of a column may lie; the first is where one must.
-FOLDERS = {"torch": ("pe_torch/", "pe_core/"), "flax": ("pe_flax/", "pe_core/"), "test": ("parity_tests/test_",)}
+FOLDERS = {
+    "torch": ("pe_torch/", "pe_core/"),
+    "flax": ("pe_flax/", "pe_core/"),
+    "test": ("parity_tests/test_",),
+}
 
 in_each_column = pytest.mark.parametrize("column", ["reference", *WINGS])
 in_each_wing = pytest.mark.parametrize("label", WINGS)
@@ -41,7 +63,9 @@ in_each_wing = pytest.mark.parametrize("label", WINGS)
 
 @functools.cache
 def defined(file: Path) -> set[str]:
-    """Functions, classes and names with a value of a module, and those inside its classes as `Class.name`."""
+    """Functions, classes and names with a value of a module, and those inside its classes as
+    `Class.name`.
+    """
 
     def names(body: list[ast.stmt], prefix: str) -> set[str]:
         found = set()
@@ -60,24 +84,35 @@ def defined(file: Path) -> set[str]:
 
 def violations(root: Path) -> list[str]:
     """What is wrong with the matrix of decisions of a source tree."""
-    lines = [line for line in (root / FILE).read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    lines = [
+        line
+        for line in (root / FILE).read_text(encoding="utf-8").splitlines()
+        if line.startswith("|")
+    ]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     if rows[:2] != [list(COLUMNS), ["---"] * len(COLUMNS)]:
         return [f"the first row is not {' | '.join(COLUMNS)}"]
     found = [] if rows[2:] else ["no decision"]
     decisions = [row[0] for row in rows[2:]]
-    found += [f"{name}: named twice" for name in sorted(set(decisions)) if decisions.count(name) > 1]
+    found += [
+        f"{name}: named twice" for name in sorted(set(decisions)) if decisions.count(name) > 1
+    ]
     for row in rows[2:]:
         if len(row) != len(COLUMNS) or not all(row):
             found.append(f"{row[0]}: not {len(COLUMNS)} cells with something in each")
             continue
         for column, cell in list(zip(COLUMNS, row, strict=True))[3:]:
-            found += [f"{row[0]}, {column}: {problem}" for problem in problems_of_a_cell(root, column, cell)]
+            found += [
+                f"{row[0]}, {column}: {problem}"
+                for problem in problems_of_a_cell(root, column, cell)
+            ]
     return found
 
 
 def problems_of_a_cell(root: Path, column: str, cell: str) -> list[str]:
-    """What is wrong with the places, `file::symbol`, of a cell; the reference may have none and a reason."""
+    """What is wrong with the places, `file::symbol`, of a cell; the reference may have none and a
+    reason.
+    """
     places = re.findall(r"`([\w/]+\.py)::([\w.]+)`", cell)
     if len(places) != cell.count("::"):
         return [f"a place that is not `file.py::symbol` in {cell}"]
@@ -92,7 +127,9 @@ def problems_of_a_cell(root: Path, column: str, cell: str) -> list[str]:
         elif not (root / file).is_file():
             found.append(f"{file} does not exist")
         # pytest collects the module-level functions of this name.
-        elif symbol not in defined(root / file) or (column == "test" and not re.fullmatch(r"test_\w+", symbol)):
+        elif symbol not in defined(root / file) or (
+            column == "test" and not re.fullmatch(r"test_\w+", symbol)
+        ):
             found.append(f"{file} has no {'test' if column == 'test' else 'symbol'} {symbol}")
     return found
 
@@ -103,7 +140,7 @@ def test_every_place_and_every_test_exists() -> None:
 
 # What ports get wrong most; without a row nobody would miss it.
 NEVER_MISSING = {
-    "LayerNorm epsilon", "GELU", "Logit scale", "Polarity of masks", "A row without a real step, forward", "Initial law of dense weights",
+    "LayerNorm epsilon", "GELU", "Logit scale", "Polarity of masks", ("A row without a real " "step, " "forward"), "Initial law of dense weights",
     "Initial law of tables", "Dropout masks", "Weighting of the loss", "Clipping epsilon", "Adam's epsilon", "Weight decay", "Schedule",
     "Order of the data", "Layout of files",
 }  # fmt: skip
@@ -116,26 +153,55 @@ def test_the_decisions_that_matter_most_have_a_row() -> None:
 
 GOOD = {
     FILE: f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
-    "| GELU | erf | tanh | none: no reason | `pe_torch/a.py::Layer.forward` | `pe_flax/a.py::gelu` | `parity_tests/test_a.py::test_a` |\n",
+    "| GELU | erf | tanh | none: no reason | `pe_torch/a.py::Layer.forward` | "
+    "`pe_flax/a.py::gelu` | `parity_tests/test_a.py::test_a` |\n",
     "pe_torch/a.py": "class Layer:\n    def forward(self): ...\n",
     "pe_flax/a.py": "gelu: int = 3\n",
     "parity_tests/test_a.py": "def test_a(): ...\ndef helper():\n    def test_inside(): ...\n",
 }
 WRONG = {
-    "wrong symbol": ("Layer.forward", "Layer.backward", "GELU, torch: pe_torch/a.py has no symbol Layer.backward"),
+    "wrong symbol": (
+        "Layer.forward",
+        "Layer.backward",
+        "GELU, torch: pe_torch/a.py has no symbol Layer.backward",
+    ),
     "wrong class": ("Layer.forward", "forward", "GELU, torch: pe_torch/a.py has no symbol forward"),
     "wrong file": ("pe_flax/a.py", "pe_flax/b.py", "GELU, flax: pe_flax/b.py does not exist"),
-    "wrong test": ("::test_a`", "::test_b`", "GELU, test: parity_tests/test_a.py has no test test_b"),
-    "test that is not collected": ("::test_a`", "::test_inside`", "GELU, test: parity_tests/test_a.py has no test test_inside"),
-    "function that is no test": ("::test_a`", "::helper`", "GELU, test: parity_tests/test_a.py has no test helper"),
-    "other wing": ("pe_flax/a.py::gelu", "pe_torch/a.py::Layer", "GELU, flax: no place in pe_flax/"),
+    "wrong test": (
+        "::test_a`",
+        "::test_b`",
+        "GELU, test: parity_tests/test_a.py has no test test_b",
+    ),
+    "test that is not collected": (
+        "::test_a`",
+        "::test_inside`",
+        "GELU, test: parity_tests/test_a.py has no test test_inside",
+    ),
+    "function that is no test": (
+        "::test_a`",
+        "::helper`",
+        "GELU, test: parity_tests/test_a.py has no test helper",
+    ),
+    "other wing": (
+        "pe_flax/a.py::gelu",
+        "pe_torch/a.py::Layer",
+        "GELU, flax: no place in pe_flax/",
+    ),
     "other column": (
         "`pe_flax/a.py::gelu`",
         "`pe_flax/a.py::gelu`, `pe_torch/a.py::Layer`",
         "GELU, flax: pe_torch/a.py is not of this column",
     ),
-    "place out of form": ("pe_flax/a.py::", "pe_flax/a::", "GELU, flax: a place that is not `file.py::symbol` in `pe_flax/a::gelu`"),
-    "no reference": ("none: no reason", "later", "GELU, reference: neither a place nor a reason in later"),
+    "place out of form": (
+        "pe_flax/a.py::",
+        "pe_flax/a::",
+        "GELU, flax: a place that is not `file.py::symbol` in `pe_flax/a::gelu`",
+    ),
+    "no reference": (
+        "none: no reason",
+        "later",
+        "GELU, reference: neither a place nor a reason in later",
+    ),
     "empty cell": ("| tanh |", "| |", "GELU: not 7 cells with something in each"),
     "missing cell": ("| tanh |", "|", "GELU: not 7 cells with something in each"),
     "missing column": (" | test |", " |", f"the first row is not {' | '.join(COLUMNS)}"),
@@ -173,9 +239,21 @@ def test_a_mean_far_from_zero_costs_no_digits(label: str) -> None:
     config = small_config()
     arrays = perturbed_arrays(config)
     x = (normal(derive(0, 86), (BATCH, LENGTH, config.d_model)) + FAR).astype(np.float32)
-    run = encoder.Run(config, {name: array.astype(np.float64) for name, array in arrays.items()}, {}, 0, None)
-    exact, bound = run.layer_norm("layers.0.norm1", x.astype(np.float64)), BUDGETS["tap", "float32"].bound
-    assert distance(WINGS[label].call(WINGS[label].classifier(config, arrays).layers[0].norm1, x), exact, exact) <= bound
+    run = encoder.Run(
+        config, {name: array.astype(np.float64) for name, array in arrays.items()}, {}, 0, None
+    )
+    exact, bound = (
+        run.layer_norm("layers.0.norm1", x.astype(np.float64)),
+        BUDGETS["tap", "float32"].bound,
+    )
+    assert (
+        distance(
+            WINGS[label].call(WINGS[label].classifier(config, arrays).layers[0].norm1, x),
+            exact,
+            exact,
+        )
+        <= bound
+    )
     # The variance in one pass, as Flax has it by default.
     mean, square = x.mean(axis=-1, keepdims=True), (x * x).mean(axis=-1, keepdims=True)
     scaled = (x - mean) / np.sqrt(square - mean * mean + np.float32(1e-5))
@@ -184,7 +262,9 @@ def test_a_mean_far_from_zero_costs_no_digits(label: str) -> None:
     assert distance(fast, exact, exact) > bound
 
 
-def attended(column: str, query: Any, key: Any, value: Any, allowed: np.ndarray | None = None) -> dict[str, Any]:
+def attended(
+    column: str, query: Any, key: Any, value: Any, allowed: np.ndarray | None = None
+) -> dict[str, Any]:
     """The taps of attention over arrays of the framework, (batch, heads, length, d_head)."""
     taps: dict[str, Any] = {}
     if column == "reference":
@@ -194,7 +274,9 @@ def attended(column: str, query: Any, key: Any, value: Any, allowed: np.ndarray 
     wing = WINGS[column]
     # In Flax the heads stand after the steps.
     parts = (part if column == "torch" else part.swapaxes(1, 2) for part in (query, key, value))
-    wing.package.attention.attend(*parts, None if allowed is None else wing.array(allowed), lambda x: x, taps.__setitem__)
+    wing.package.attention.attend(
+        *parts, None if allowed is None else wing.array(allowed), lambda x: x, taps.__setitem__
+    )
     return taps
 
 
@@ -205,10 +287,15 @@ def test_logits_and_softmax_are_float32_for_bfloat16_too(label: str) -> None:
     rounded = [np.asarray(jnp.asarray(array, jnp.bfloat16).astype(jnp.float32)) for array in drawn]
     kind = torch.bfloat16 if label == "torch" else jnp.bfloat16
     parts = [WINGS[label].array(array) for array in rounded]
-    found = attended(label, *(part.to(kind) if label == "torch" else part.astype(kind) for part in parts))
+    found = attended(
+        label, *(part.to(kind) if label == "torch" else part.astype(kind) for part in parts)
+    )
     for name, exact in attended("reference", *rounded).items():
         assert found[name].dtype == (torch.float32 if label == "torch" else jnp.float32)
-        assert distance(WINGS[label].numpy(found[name]), exact, exact) <= BUDGETS["tap", "float32"].bound
+        assert (
+            distance(WINGS[label].numpy(found[name]), exact, exact)
+            <= BUDGETS["tap", "float32"].bound
+        )
 
 
 @in_each_wing
@@ -232,7 +319,9 @@ def test_a_masked_step_loses_to_any_real_one(column: str) -> None:
     assert np.array_equal(np.asarray(found)[0, 0], [[0.0, 1.0]] * 2)
 
     config = small_config(pooling="attention")
-    arrays = perturbed_arrays(config) | {"pooling.query": np.eye(config.d_model, dtype=np.float32)[0]}
+    arrays = perturbed_arrays(config) | {
+        "pooling.query": np.eye(config.d_model, dtype=np.float32)[0]
+    }
     x = np.zeros((1, 2, config.d_model), np.float32)
     x[0, 1] = LOWEST * np.arange(4, 4 + config.d_model)
     if column == "reference":
@@ -245,7 +334,10 @@ def test_a_masked_step_loses_to_any_real_one(column: str) -> None:
 
 @in_each_wing
 def test_a_query_without_a_key_sends_no_gradient(label: str) -> None:
-    wing, drawn = WINGS[label], [normal(derive(0, 82, part), (2, 3, LENGTH, 5)).astype(np.float32) for part in range(3)]
+    wing, drawn = (
+        WINGS[label],
+        [normal(derive(0, 82, part), (2, 3, LENGTH, 5)).astype(np.float32) for part in range(3)],
+    )
     allowed = wing.array(np.array([True, False])[:, None, None, None].repeat(LENGTH, axis=-1))
 
     def total(*parts: Any) -> Any:
@@ -256,7 +348,9 @@ def test_a_query_without_a_key_sends_no_gradient(label: str) -> None:
         total(*live).backward()
         gradients = [part.grad.numpy() for part in live]
     else:
-        found = jax.grad(total, argnums=(0, 1, 2))(*(wing.array(array.swapaxes(1, 2)) for array in drawn))
+        found = jax.grad(total, argnums=(0, 1, 2))(
+            *(wing.array(array.swapaxes(1, 2)) for array in drawn)
+        )
         gradients = [np.asarray(gradient) for gradient in found]
     for gradient in gradients:
         assert gradient[0].any()
@@ -273,7 +367,9 @@ def test_the_first_of_equal_steps_gets_the_gradient(label: str) -> None:
     mask = np.arange(LENGTH) >= np.array([0, 0, 2, 4, 0])[:, None]
     cotangent = normal(derive(0, 84), (BATCH, config.d_model)).astype(np.float32)
     for real, first in ((mask, [0, 3, 2, 4, 0]), (None, [0, 3, 0, 0, 0])):
-        of_x, _ = WINGS[label].pullback(pool, cotangent, x, real=real, segment_ids=None, num_segments=None)
+        of_x, _ = WINGS[label].pullback(
+            pool, cotangent, x, real=real, segment_ids=None, num_segments=None
+        )
         expected = np.zeros_like(x)
         expected[np.arange(BATCH), first] = cotangent
         assert np.array_equal(of_x, expected)
@@ -283,7 +379,9 @@ TINY = small_config(num_layers=1)
 
 
 @in_each_wing
-def test_weights_divide_by_their_sum_and_the_first_of_equal_logits_is_the_answer(label: str) -> None:
+def test_weights_divide_by_their_sum_and_the_first_of_equal_logits_is_the_answer(
+    label: str,
+) -> None:
     arrays = initial_arrays(TINY)
     arrays["head.weight"] = np.zeros_like(arrays["head.weight"])
     batch = small_batch(TINY)
@@ -302,16 +400,21 @@ def test_the_reported_norm_is_that_before_clipping(label: str) -> None:
     referee = ENGINES["torch"](TINY, arrays, TrainConfig(), ComputeConfig(precision="float64"), 1)
     exact = np.sqrt(sum((gradient**2).sum() for gradient in referee.gradients(batch)[1].values()))
     assert exact > largest
-    engine = ENGINES[label](TINY, arrays, TrainConfig(max_gradient_norm=largest), ComputeConfig(), 1)
+    engine = ENGINES[label](
+        TINY, arrays, TrainConfig(max_gradient_norm=largest), ComputeConfig(), 1
+    )
     norm = engine.read([engine.train_step(batch, 0)])[0, 3]
     assert distance(norm, exact, exact) <= BUDGETS["gradient", "float32"].bound
 
 
 def test_products_are_taken_at_full_precision() -> None:
-    """Where JAX would take TF32, every product of the program says otherwise; torch has one switch, which is on by default."""
+    """Where JAX would take TF32, every product of the program says otherwise; torch has one switch,
+    which is on by default.
+    """
     batch = small_batch(TINY, masked=True)
     engines: dict[str, Any] = {
-        label: engine(TINY, initial_arrays(TINY), TrainConfig(), ComputeConfig(), 1) for label, engine in ENGINES.items()
+        label: engine(TINY, initial_arrays(TINY), TrainConfig(), ComputeConfig(), 1)
+        for label, engine in ENGINES.items()
     }
     flax = engines["flax"]
     content = pe_flax.engine._content(batch)
@@ -335,7 +438,10 @@ def tables(label: str, reads: tuple[int, ...]) -> list[np.ndarray]:
     """A table before and after each step of Adam, in each of which one row is read."""
     wing = WINGS[label]
     layer = wing.package.LearnedTableEncoding(LearnedTable(9), 6, seed=1)
-    x, cotangent = np.zeros((BATCH, LENGTH, 6), np.float32), normal(derive(0, 83), (BATCH, LENGTH, 6))
+    x, cotangent = (
+        np.zeros((BATCH, LENGTH, 6), np.float32),
+        normal(derive(0, 83), (BATCH, LENGTH, 6)),
+    )
     tree = {} if label == "torch" else {"table": layer.table[...]}
     torch_adam = pe_torch.Adam(layer.parameters(), lambda step: RATE) if label == "torch" else None
     flax_adam = pe_flax.adam(RATE)
@@ -346,7 +452,9 @@ def tables(label: str, reads: tuple[int, ...]) -> list[np.ndarray]:
         if torch_adam is not None:
             torch_adam.step()
         else:
-            updates, state = flax_adam.update({"table": jnp.asarray(gradients["table"])}, state, tree)
+            updates, state = flax_adam.update(
+                {"table": jnp.asarray(gradients["table"])}, state, tree
+            )
             tree = optax.apply_updates(tree, updates)
             wing.package.layout.put_arrays(layer, {"table": np.asarray(tree["table"])})
         found.append(wing.package.layout.get_arrays(layer)["table"])

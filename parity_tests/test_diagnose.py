@@ -1,4 +1,6 @@
-"""Each diagnosis is made on a running model with the fault planted in it, and none on a model without."""
+"""Each diagnosis is made on a running model with the fault planted in it, and none on a model
+without.
+"""
 
 from __future__ import annotations
 
@@ -19,40 +21,65 @@ import pe_torch.layers
 from parity_tests.cases import CONFIGS, ENGINES, perturbed_arrays, small_batch
 from parity_tests.faults import FAULTS, around, attribute
 from parity_tests.faults.fault import Patch
-from pe_core.config import ComputeConfig, Precision
-from pe_core.parity import Trace, reference_trace, trace
-from pe_core.parity.budget import budget
-from pe_core.parity.diagnose import Diagnosis, diagnose
-from pe_core.parity.resemblance import resemblances
-from pe_core.parity.rounding import BFLOAT16, TF32, rounded
-from pe_core.parity.trace_file import Given
-from pe_core.random import derive, normal
+from pe_core.model.config import ComputeConfig, Precision
+from pe_core.model.random import derive, normal
+from pe_parity import Trace, reference_trace, trace
+from pe_parity.budgets import budget
+from pe_parity.diagnose import Diagnosis, diagnose
+from pe_parity.resemblance import resemblances
+from pe_parity.rounding import BFLOAT16, TF32, rounded
+from pe_parity.trace_file import Given
 
 PLANTED = {(fault.wing, fault.name): fault.patch for fault in FAULTS}
 
 
-def traces(config: str, masked: bool, wing: str, precision: Precision) -> tuple[Trace, Trace, Given]:
+def traces(
+    config: str, masked: bool, wing: str, precision: Precision
+) -> tuple[Trace, Trace, Given]:
     model = CONFIGS[config]
     arrays, batch = perturbed_arrays(model), small_batch(model, masked=masked)
-    found = trace(ENGINES[wing], model, arrays, [batch], depth="forward", compute=ComputeConfig(precision=precision))
-    return reference_trace(model, arrays, batch), found, Given(model, arrays, batch.inputs, batch.mask)
+    found = trace(
+        ENGINES[wing],
+        model,
+        arrays,
+        [batch],
+        depth="forward",
+        compute=ComputeConfig(precision=precision),
+    )
+    return (
+        reference_trace(model, arrays, batch),
+        found,
+        Given(model, arrays, batch.inputs, batch.mask),
+    )
 
 
-def diagnosed(config: str, masked: bool, wing: str = "torch", precision: Precision = "float32") -> Diagnosis:
+def diagnosed(
+    config: str, masked: bool, wing: str = "torch", precision: Precision = "float32"
+) -> Diagnosis:
     return diagnose(*traces(config, masked, wing, precision), precision)
 
 
 def load(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Patch:
     """The weights are changed on their way into the model."""
-    return around(pe_torch.engine, "load_arrays", lambda load, model, arrays: load(model, change(dict(arrays))))
+    return around(
+        pe_torch.engine,
+        "load_arrays",
+        lambda load, model, arrays: load(model, change(dict(arrays))),
+    )
 
 
 def every(part: str, change: Callable[[Any], Any]) -> Patch:
-    return load(lambda arrays: {name: change(array) if name.endswith(part) else array for name, array in arrays.items()})
+    return load(
+        lambda arrays: {
+            name: change(array) if name.endswith(part) else array for name, array in arrays.items()
+        }
+    )
 
 
 def attended(change: Callable[..., tuple[Any, ...]]) -> Patch:
-    return around(pe_torch.attention, "attend", lambda attend, *arguments: attend(*change(*arguments)))
+    return around(
+        pe_torch.attention, "attend", lambda attend, *arguments: attend(*change(*arguments))
+    )
 
 
 def _key_value_swapped(weight: Any) -> Any:
@@ -81,7 +108,11 @@ def _merged_without_transpose(attend: Any, *arguments: Any) -> Any:
 
 
 def _norm(scaled: Callable[[torch.Tensor], torch.Tensor]) -> Patch:
-    return around(pe_torch.layers.LayerNorm, "forward", lambda norm, module, x: scaled(x) * module.weight + module.bias)
+    return around(
+        pe_torch.layers.LayerNorm,
+        "forward",
+        lambda norm, module, x: scaled(x) * module.weight + module.bias,
+    )
 
 
 def _linear(operand: Callable[[torch.Tensor], torch.Tensor]) -> Patch:
@@ -109,8 +140,22 @@ TANH = PLANTED["torch", "tanh GELU"]
 # (name of the fault, its patch, config, masked, the name where it shows, words of the diagnosis)
 CASES: list[tuple[str, Patch, str, bool, str, str]] = [
     ("epsilon 1e-6", EPSILON, "default", False, "layers.0.norm1", "LayerNorm has epsilon 1e-06"),
-    ("epsilon 1e-3", attribute(pe_torch.layers, "LAYER_NORM_EPSILON", 1e-3), "post", True, "layers.0.norm1", "epsilon 0.001"),
-    ("epsilon 1e-12", attribute(pe_torch.layers, "LAYER_NORM_EPSILON", 1e-12), "default", False, "layers.0.norm1", "epsilon 1e-12"),
+    (
+        "epsilon 1e-3",
+        attribute(pe_torch.layers, "LAYER_NORM_EPSILON", 1e-3),
+        "post",
+        True,
+        "layers.0.norm1",
+        "epsilon 0.001",
+    ),
+    (
+        "epsilon 1e-12",
+        attribute(pe_torch.layers, "LAYER_NORM_EPSILON", 1e-12),
+        "default",
+        False,
+        "layers.0.norm1",
+        "epsilon 1e-12",
+    ),
     (
         "unbiased",
         _norm(lambda x: (x - x.mean(-1, True)) / (x.var(-1, keepdim=True) + 1e-5).sqrt()),
@@ -127,7 +172,14 @@ CASES: list[tuple[str, Patch, str, bool, str, str]] = [
         "layers.0.norm1",
         "does not subtract the mean",
     ),
-    ("tanh GELU", TANH, "default", False, "layers.0.feed_forward.hidden", "tanh approximation of GELU"),
+    (
+        "tanh GELU",
+        TANH,
+        "default",
+        False,
+        "layers.0.feed_forward.hidden",
+        "tanh approximation of GELU",
+    ),
     (
         "ReLU",
         around(functional, "gelu", lambda gelu, x, approximate: functional.relu(x)),
@@ -160,12 +212,54 @@ CASES: list[tuple[str, Patch, str, bool, str, str]] = [
         "layers.0.feed_forward.hidden",
         "the memory of feed_forward.up.weight",
     ),
-    ("inverted mask", PLANTED["torch", "inverted mask"], "default", True, "layers.0.attention.weights", "mask of attention is inverted"),
-    ("mask forgotten", PLANTED["torch", "mask forgotten"], "default", True, "layers.0.attention.weights", "attention ignores the mask"),
-    ("padding pooled", PLANTED["torch", "padding pooled"], "default", True, "pooled", "pooling ignores the mask"),
-    ("table off by one", PLANTED["torch", "off by one"], "default", False, "encoding", "positions are off by 1"),
-    ("sinusoids off by two", _shifted(2), "sinusoidal", False, "encoding", "positions are off by 2"),
-    ("sinusoids off by minus one", _shifted(-1), "sinusoidal", False, "encoding", "positions are off by -1"),
+    (
+        "inverted mask",
+        PLANTED["torch", "inverted mask"],
+        "default",
+        True,
+        "layers.0.attention.weights",
+        "mask of attention is inverted",
+    ),
+    (
+        "mask forgotten",
+        PLANTED["torch", "mask forgotten"],
+        "default",
+        True,
+        "layers.0.attention.weights",
+        "attention ignores the mask",
+    ),
+    (
+        "padding pooled",
+        PLANTED["torch", "padding pooled"],
+        "default",
+        True,
+        "pooled",
+        "pooling ignores the mask",
+    ),
+    (
+        "table off by one",
+        PLANTED["torch", "off by one"],
+        "default",
+        False,
+        "encoding",
+        "positions are off by 1",
+    ),
+    (
+        "sinusoids off by two",
+        _shifted(2),
+        "sinusoidal",
+        False,
+        "encoding",
+        "positions are off by 2",
+    ),
+    (
+        "sinusoids off by minus one",
+        _shifted(-1),
+        "sinusoidal",
+        False,
+        "encoding",
+        "positions are off by -1",
+    ),
     (
         "scale of d_model",
         PLANTED["torch", "scale of d_model"],
@@ -190,8 +284,22 @@ CASES: list[tuple[str, Patch, str, bool, str, str]] = [
         "layers.0.attention.key",
         "key and value are swapped",
     ),
-    ("packed head by head", every("qkv.weight", _packed_by_head), "default", False, "layers.0.attention.query", "packed head by head"),
-    ("heads interleaved", PLANTED["torch", "heads interleaved"], "default", False, "layers.0.attention.logits", "heads are interleaved"),
+    (
+        "packed head by head",
+        every("qkv.weight", _packed_by_head),
+        "default",
+        False,
+        "layers.0.attention.query",
+        "packed head by head",
+    ),
+    (
+        "heads interleaved",
+        PLANTED["torch", "heads interleaved"],
+        "default",
+        False,
+        "layers.0.attention.logits",
+        "heads are interleaved",
+    ),
     (
         "heads permuted",
         attended(lambda q, k, v, *rest: (*map(_heads_in_order, (q, k, v)), *rest)),
@@ -225,12 +333,25 @@ CASES: list[tuple[str, Patch, str, bool, str, str]] = [
         "norm2.weight of every layer is missing",
     ),
     ("TF32", _linear(_tf32), "default", False, "input", "operands in TF32"),
-    ("bfloat16", _linear(lambda x: x.bfloat16().float()), "tokens", False, "layers.0.attention.query", "operands in bfloat16"),
+    (
+        "bfloat16",
+        _linear(lambda x: x.bfloat16().float()),
+        "tokens",
+        False,
+        "layers.0.attention.query",
+        "operands in bfloat16",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("patch", "config", "masked", "name", "text"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
-def test_a_planted_fault_is_told(patch: Patch, config: str, masked: bool, name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("patch", "config", "masked", "name", "text"),
+    [case[1:] for case in CASES],
+    ids=[case[0] for case in CASES],
+)
+def test_a_planted_fault_is_told(
+    patch: Patch, config: str, masked: bool, name: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     patch(monkeypatch)
     found = diagnosed(config, masked)
     assert [(one.name, one.explained) for one in found.findings] == [(name, True)], found
@@ -247,7 +368,9 @@ def test_a_planted_fault_is_told(patch: Patch, config: str, masked: bool, name: 
         ("inverted mask", "layers.0.attention.weights", True, "inverted"),
     ],
 )
-def test_a_planted_fault_in_flax_is_told(name: str, place: str, masked: bool, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planted_fault_in_flax_is_told(
+    name: str, place: str, masked: bool, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     PLANTED["flax", name](monkeypatch)
     found = diagnosed("default", masked, "flax")
     assert [one.name for one in found.findings] == [place]
@@ -255,16 +378,23 @@ def test_a_planted_fault_in_flax_is_told(name: str, place: str, masked: bool, te
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
-def test_two_faults_are_told_one_after_the_other(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_faults_are_told_one_after_the_other(
+    precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
     EPSILON(monkeypatch)
     TANH(monkeypatch)
     found = diagnosed("default", False, precision=precision)
-    assert [one.name for one in found.findings] == ["layers.0.norm1", "layers.0.feed_forward.hidden"]
+    assert [one.name for one in found.findings] == [
+        "layers.0.norm1",
+        "layers.0.feed_forward.hidden",
+    ]
     assert found.checked == found.total
 
 
 def test_what_is_left_after_a_fault_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks are post-norm and the final norm of pre-norm is still there: the first is known, the pair is not."""
+    """The blocks are post-norm and the final norm of pre-norm is still there: the first is known,
+    the pair is not.
+    """
     PLANTED["torch", "post- for pre-norm"](monkeypatch)
     first, second = diagnosed("default", False).findings
     assert "post-norm" in first.text
@@ -278,7 +408,16 @@ def test_a_clean_model_has_no_diagnosis(config: str, precision: Precision) -> No
 
 
 @pytest.mark.parametrize("size", [1e-5, 1e-3, 1e-1, 1e1])
-@pytest.mark.parametrize("name", ["input", "layers.0.norm1", "layers.0.attention.logits", "layers.1.feed_forward.hidden", "head"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "input",
+        "layers.0.norm1",
+        "layers.0.attention.logits",
+        "layers.1.feed_forward.hidden",
+        "head",
+    ],
+)
 def test_a_random_difference_is_not_explained(name: str, size: float) -> None:
     referee, actual, given = traces("default", False, "torch", "float32")
     noise = normal(derive(0, 97), actual[name].shape)
@@ -290,8 +429,13 @@ def test_a_random_difference_is_not_explained(name: str, size: float) -> None:
 
 def test_the_trace_that_is_off_may_be_the_first() -> None:
     referee, actual, given = traces("default", False, "torch", "float32")
-    (finding,) = diagnose(referee | {"pooled": 2 * referee["pooled"]}, actual, given, "float32").findings
-    assert finding.text == "the reference agrees with the second trace, not with the first: that one is off"
+    (finding,) = diagnose(
+        referee | {"pooled": 2 * referee["pooled"]}, actual, given, "float32"
+    ).findings
+    assert (
+        finding.text
+        == "the reference agrees with the second trace, not with the first: that one is off"
+    )
 
 
 def test_only_the_head_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,17 +449,43 @@ def test_only_the_head_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 RANDOM = normal(derive(0, 96), (4, 3, 5, 7))
 GRADIENT = normal(derive(0, 95), (6, 4))
-# What goes wrong in arrays whose model nobody knows, and in gradients: (name, expected, found, words)
+# What goes wrong in arrays whose model nobody knows, and in gradients: (name, expected, found,
+# words)
 ALONE: dict[str, tuple[str, np.ndarray, np.ndarray, str]] = {
     "halved": ("gradient/head.weight", GRADIENT, 0.5 * GRADIENT, "it is multiplied by 0.5"),
     "sign": ("gradient/head.weight", GRADIENT, -GRADIENT, "it is multiplied by -1"),
     "transposed": ("gradient/head.weight", GRADIENT, GRADIENT.T, "it is transposed"),
     "zero": ("gradient/head.weight", GRADIENT, 0 * GRADIENT, "all numbers are zero"),
-    "NaN": ("gradient/head.weight", GRADIENT, np.where(GRADIENT > 0, GRADIENT, np.nan), f"{(GRADIENT <= 0).sum()} of 24 numbers are NaN"),
-    "axes": ("layers.0.attention.query", RANDOM, RANDOM.transpose(0, 2, 1, 3), "its axes are transposed, to the order 0, 2, 1, 3"),
-    "shape": ("layers.0.attention.query", RANDOM, RANDOM[:, :, 1:], "the shape is (4, 3, 4, 7), not (4, 3, 5, 7)"),
-    "heads": ("layers.0.attention.query", RANDOM, RANDOM[:, [1, 0, 2]], "heads come in another order: 0 and 1 change places"),
-    "reversed": ("layers.0.attention.query", RANDOM, RANDOM[:, :, ::-1], "steps come in another order: reversed"),
+    "NaN": (
+        "gradient/head.weight",
+        GRADIENT,
+        np.where(GRADIENT > 0, GRADIENT, np.nan),
+        f"{(GRADIENT <= 0).sum()} of 24 numbers are NaN",
+    ),
+    "axes": (
+        "layers.0.attention.query",
+        RANDOM,
+        RANDOM.transpose(0, 2, 1, 3),
+        "its axes are transposed, to the order 0, 2, 1, 3",
+    ),
+    "shape": (
+        "layers.0.attention.query",
+        RANDOM,
+        RANDOM[:, :, 1:],
+        "the shape is (4, 3, 4, 7), not (4, 3, 5, 7)",
+    ),
+    "heads": (
+        "layers.0.attention.query",
+        RANDOM,
+        RANDOM[:, [1, 0, 2]],
+        "heads come in another order: 0 and 1 change places",
+    ),
+    "reversed": (
+        "layers.0.attention.query",
+        RANDOM,
+        RANDOM[:, :, ::-1],
+        "steps come in another order: reversed",
+    ),
     "shift": (
         "layers.0.attention.query",
         RANDOM,
@@ -323,20 +493,49 @@ ALONE: dict[str, tuple[str, np.ndarray, np.ndarray, str]] = {
         "steps stand 2 later than they should",
     ),
     "offset": ("layers.0.attention.query", RANDOM, RANDOM + 0.25, "0.25 is added to every number"),
-    "bias": ("input", RANDOM[0], RANDOM[0] + np.arange(7), "one vector is added to every step, as a bias is, or taken away"),
-    "bfloat16": ("input", RANDOM[0], rounded(RANDOM[0], BFLOAT16), "every number is a bfloat16 number: 8 significant bits of 24"),
-    "float16": ("input", RANDOM[0], RANDOM[0].astype(np.float16), "every number is a float16 or TF32 number: 11 significant bits of 24"),
+    "bias": (
+        "input",
+        RANDOM[0],
+        RANDOM[0] + np.arange(7),
+        "one vector is added to every step, as a bias is, or taken away",
+    ),
+    "bfloat16": (
+        "input",
+        RANDOM[0],
+        rounded(RANDOM[0], BFLOAT16),
+        "every number is a bfloat16 number: 8 significant bits of 24",
+    ),
+    "float16": (
+        "input",
+        RANDOM[0],
+        RANDOM[0].astype(np.float16),
+        "every number is a float16 or TF32 number: 11 significant bits of 24",
+    ),
 }
 
 
 @pytest.mark.parametrize(("name", "expected", "actual", "text"), ALONE.values(), ids=ALONE)
-def test_arrays_alone_are_told(name: str, expected: np.ndarray, actual: np.ndarray, text: str) -> None:
+def test_arrays_alone_are_told(
+    name: str, expected: np.ndarray, actual: np.ndarray, text: str
+) -> None:
     (finding,) = diagnose({name: expected}, {name: actual}, None, "float32").findings
     assert finding.text == text
-    assert next(resemblances(name, expected, expected + 0.1 * expected**2, budget(name, "float32").bound, None), None) is None
+    assert (
+        next(
+            resemblances(
+                name, expected, expected + 0.1 * expected**2, budget(name, "float32").bound, None
+            ),
+            None,
+        )
+        is None
+    )
 
 
 def test_rounding_is_that_of_the_formats() -> None:
-    x = np.concatenate([RANDOM.ravel(), [0.0, -0.0, 1.0, 1.0 + 2.0**-8, 1.0 + 3 * 2.0**-8]]).astype(np.float32)
-    np.testing.assert_array_equal(rounded(x, BFLOAT16), torch.from_numpy(x).bfloat16().float().numpy())
+    x = np.concatenate([RANDOM.ravel(), [0.0, -0.0, 1.0, 1.0 + 2.0**-8, 1.0 + 3 * 2.0**-8]]).astype(
+        np.float32
+    )
+    np.testing.assert_array_equal(
+        rounded(x, BFLOAT16), torch.from_numpy(x).bfloat16().float().numpy()
+    )
     np.testing.assert_array_equal(rounded(x, TF32), x.astype(np.float16))

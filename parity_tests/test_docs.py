@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pe_core.cli import main
+from pe_cli.main import main
 
 PAGE = (Path(__file__).parents[1] / "docs" / "divergence.md").read_text(encoding="utf-8")
 # The last digits of a distance are the machine's own.
@@ -20,7 +20,10 @@ def blocks(kind: str) -> list[str]:
 
 def commands(console: str) -> list[tuple[list[str], str]]:
     """Return each command of a block, as words, with what is shown below it."""
-    return [(words.split(), shown) for words, shown in re.findall(r"^\$ pe (.*)\n((?:(?!\$ pe ).*\n)*)", console, re.MULTILINE)]
+    return [
+        (words.split(), shown)
+        for words, shown in re.findall(r"^\$ pe (.*)\n((?:(?!\$ pe ).*\n)*)", console, re.MULTILINE)
+    ]
 
 
 def edited(text: str, diff: str) -> str:
@@ -31,7 +34,9 @@ def edited(text: str, diff: str) -> str:
     return text
 
 
-def test_the_port_gone_wrong_is_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_port_gone_wrong_is_as_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "140")
     (port,), (fix,) = blocks("python"), blocks("diff")
@@ -46,11 +51,17 @@ def test_the_port_gone_wrong_is_as_shown(tmp_path: Path, monkeypatch: pytest.Mon
             codes.append(main([name if word == "port" else word for word in words]))
             printed = capsys.readouterr().out.replace("port_fixed", "port")
             lines = [line.rstrip() for line in printed.splitlines()]
-            assert [FIGURE.sub("#", line) for line in lines] == [FIGURE.sub("#", line) for line in shown.rstrip().splitlines()]
+            assert [FIGURE.sub("#", line) for line in lines] == [
+                FIGURE.sub("#", line) for line in shown.rstrip().splitlines()
+            ]
     assert codes == [0, 0, 1, 0, 0]
 
 
 def test_the_comparison_can_fail() -> None:
-    assert FIGURE.sub("#", "head  5.2e-06  2.0e-06  ok") == "head  #  #  ok" != FIGURE.sub("#", "head  5.2e-06  2.0e-06  FAILED")
+    assert (
+        FIGURE.sub("#", "head  5.2e-06  2.0e-06  ok")
+        == "head  #  #  ok"
+        != FIGURE.sub("#", "head  5.2e-06  2.0e-06  FAILED")
+    )
     assert commands("$ pe a b\nc\nd\n$ pe e\nf\n") == [(["a", "b"], "c\nd\n"), (["e"], "f\n")]
     assert edited("a\nb\n", "-b\n+c\n") == "a\nc\n"

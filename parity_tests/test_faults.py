@@ -15,11 +15,11 @@ from parity_tests.evidence import write_section
 from parity_tests.faults import FAULTS, Fault
 from parity_tests.faults.fault import BOTH
 from pe_core import ComputeConfig, TrainConfig
-from pe_core.config import PRECISIONS, Precision
-from pe_core.engine import Engine
-from pe_core.parity import BUDGETS, Comparison, Trace, compare, moved_arrays, reference_trace, trace
-from pe_core.parity.budget import budget, quantity
-from pe_core.run_directory import state_shapes
+from pe_core.model.config import PRECISIONS, Precision
+from pe_core.training.engine import Engine
+from pe_core.training.run_directory import state_shapes
+from pe_parity import BUDGETS, Comparison, Trace, compare, moved_arrays, reference_trace, trace
+from pe_parity.budgets import budget, quantity
 
 AREAS = {
     "layers", "masks", "positions", "encodings", "initial laws", "optimizer", "schedule", "clipping", "loss weighting", "data order",
@@ -44,12 +44,20 @@ def expected(setting: Fault) -> Trace:
 
 def compared(fault: Fault, precision: Precision) -> Comparison:
     right = expected(clean(fault))
-    moved = moved_arrays(right, perturbed_arrays(CONFIGS[fault.config])) if fault.depth == "run" else None
+    moved = (
+        moved_arrays(right, perturbed_arrays(CONFIGS[fault.config]))
+        if fault.depth == "run"
+        else None
+    )
     return compare(right, {fault.wing: fault.seen(precision)}, precision, moved=moved)
 
 
 # Flax compiles anew for every fault, so only the precision with the wider bounds is tried there.
-CASES = [(fault, precision) for fault in FAULTS for precision in (fault.precisions if fault.wing == "torch" else fault.precisions[-1:])]
+CASES = [
+    (fault, precision)
+    for fault in FAULTS
+    for precision in (fault.precisions if fault.wing == "torch" else fault.precisions[-1:])
+]
 
 
 def label(fault: Fault, precision: Precision) -> str:
@@ -57,7 +65,9 @@ def label(fault: Fault, precision: Precision) -> str:
 
 
 @pytest.mark.parametrize(("fault", "precision"), CASES, ids=[label(*case) for case in CASES])
-def test_fault_is_caught_where_it_was_planted(fault: Fault, precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_is_caught_where_it_was_planted(
+    fault: Fault, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected(clean(fault))
     fault.patch(monkeypatch)
     failure = compared(fault, precision).first_failure
@@ -70,7 +80,11 @@ def test_fault_is_caught_where_it_was_planted(fault: Fault, precision: Precision
 SETTINGS = dict.fromkeys((clean(fault), precision) for fault, precision in CASES)
 
 
-@pytest.mark.parametrize(("setting", "precision"), SETTINGS, ids=[f"{one.wing}-{number}" for number, (one, _) in enumerate(SETTINGS)])
+@pytest.mark.parametrize(
+    ("setting", "precision"),
+    SETTINGS,
+    ids=[f"{one.wing}-{number}" for number, (one, _) in enumerate(SETTINGS)],
+)
 def test_no_false_alarm(setting: Fault, precision: Precision) -> None:
     assert compared(setting, precision).first_failure is None
 
@@ -88,7 +102,9 @@ IN_BFLOAT16 = {
 
 @pytest.mark.parametrize("kind", IN_BFLOAT16)
 def test_bfloat16_hides_not_everything(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fault = next(fault for fault in FAULTS if fault.name == IN_BFLOAT16[kind] and fault.wing == "torch")
+    fault = next(
+        fault for fault in FAULTS if fault.name == IN_BFLOAT16[kind] and fault.wing == "torch"
+    )
     if fault.name == "climbs":
         # It is caught at the moments; here it is looked at further on.
         fault = replace(fault, place=f"{kind}/", steps=4)
@@ -110,11 +126,15 @@ def test_faults_are_planted_all_over_the_house() -> None:
 
 @pytest.mark.evidence
 def test_the_table_of_faults() -> None:
-    """Every fault in every precision: the size of its effect, the noise, and where it was caught."""
+    """Every fault in every precision: the size of its effect, the noise, and where it was
+    caught.
+    """
     rows: list[list[Any]] = []
     smallest: dict[tuple[Any, str], float] = {}
     for fault in FAULTS:
-        for precision in PRECISIONS if fault.wing == "torch" and fault.observe is None else fault.precisions:
+        for precision in (
+            PRECISIONS if fault.wing == "torch" and fault.observe is None else fault.precisions
+        ):
             expected(clean(fault))
             with pytest.MonkeyPatch.context() as monkeypatch:
                 fault.patch(monkeypatch)
@@ -122,8 +142,26 @@ def test_the_table_of_faults() -> None:
             at = next(row for row in found.rows if row.name == fault.place)
             caught = found.first_failure
             entry = budget(fault.place, precision)
-            where = "below the noise" if caught is None else "where it was planted" if caught.name == fault.place else f"`{caught.name}`"
-            rows.append([fault.area, fault.name, fault.wing, precision, f"`{fault.place}`", at.worst, entry.noise, entry.bound, where])
+            where = (
+                "below the noise"
+                if caught is None
+                else "where it was planted"
+                if caught.name == fault.place
+                else f"`{caught.name}`"
+            )
+            rows.append(
+                [
+                    fault.area,
+                    fault.name,
+                    fault.wing,
+                    precision,
+                    f"`{fault.place}`",
+                    at.worst,
+                    entry.noise,
+                    entry.bound,
+                    where,
+                ]
+            )
             if precision in fault.precisions:
                 assert caught is not None
                 assert caught.name == fault.place
@@ -131,11 +169,27 @@ def test_the_table_of_faults() -> None:
                 smallest[key] = min(smallest.get(key, math.inf), at.worst)
     names = {(fault.area, fault.name) for fault in FAULTS}
     text = [
-        f"{len(FAULTS)} faults ({len(names)} different ones, some in both wings), each a small patch of the running house. An effect",
-        "below the rounding of a precision cannot be seen there: such a fault is asked for in float64 alone. Exact things (initial",
+        (
+            f"{len(FAULTS)} faults ({len(names)} different ones, some in both wings), each a small "
+            "patch of the running house. An effect"
+        ),
+        (
+            "below the rounding of a precision cannot be seen there: such a fault is asked for in "
+            "float64 alone. Exact things (initial"
+        ),
         "weights, order of the data, files, state) allow no difference at all.",
     ]
-    columns = ["area", "fault", "wing", "precision", "planted at", "effect", "noise", "bound", "caught"]
+    columns = [
+        "area",
+        "fault",
+        "wing",
+        "precision",
+        "planted at",
+        "effect",
+        "noise",
+        "bound",
+        "caught",
+    ]
     write_section("faults", "Planted faults", text, columns, rows)
     for key, effect in smallest.items():
         if key[0] != "exact":
@@ -156,17 +210,42 @@ def test_no_false_alarm_in_two_hundred_clean_runs() -> None:
             name = list(CONFIGS)[number % len(CONFIGS)]
             config, arrays = CONFIGS[name], perturbed_arrays(CONFIGS[name], seed=number)
             batch = small_batch(config, masked=True, seed=number)
-            right = trace(ENGINES["torch"], config, arrays, [batch], compute=ComputeConfig(precision="float64"))
+            right = trace(
+                ENGINES["torch"],
+                config,
+                arrays,
+                [batch],
+                compute=ComputeConfig(precision="float64"),
+            )
             right |= reference_trace(config, arrays, batch)
             if name not in kept:
                 kept[name] = ENGINES[wing](config, arrays, TrainConfig(), ComputeConfig(), 1)
             engine = kept[name]
-            zeros = {key: np.zeros(shape, np.float32) for key, shape in state_shapes(config).items() if key.startswith("adam/")}
+            zeros = {
+                key: np.zeros(shape, np.float32)
+                for key, shape in state_shapes(config).items()
+                if key.startswith("adam/")
+            }
             engine.restore({f"param/{key}": array for key, array in arrays.items()} | zeros)
-            found = compare(right, {wing: trace(lambda *_, made=engine: made, config, arrays, [batch])}, "float32")
+            found = compare(
+                right,
+                {wing: trace(lambda *_, made=engine: made, config, arrays, [batch])},
+                "float32",
+            )
             alarms += found.first_failure is not None
             closest = max(closest, *(row.worst / row.bound for row in found.rows))
         rows.append([wing, CLEAN_RUNS, alarms, closest])
-    text = ["Clean runs over the faults' own models, each with other weights and another batch, up to one step of Adam, in float32."]
-    write_section("false_alarms", "False alarms", text, ["wing", "clean runs", "alarms", "nearest to a bound, as a share of it"], rows)
+    text = [
+        (
+            "Clean runs over the faults' own models, each with other weights and another batch, up "
+            "to one step of Adam, in float32."
+        )
+    ]
+    write_section(
+        "false_alarms",
+        "False alarms",
+        text,
+        ["wing", "clean runs", "alarms", "nearest to a bound, as a share of it"],
+        rows,
+    )
     assert [row[2] for row in rows] == [0, 0]

@@ -1,4 +1,6 @@
-"""The noise floor: what the curves say, that they say it of the right runs, and the commands that draw them."""
+"""The noise floor: what the curves say, that they say it of the right runs, and the commands that
+draw them.
+"""
 
 from __future__ import annotations
 
@@ -12,29 +14,41 @@ import pytest
 import pe_flax.engine
 import pe_torch.engine
 from parity_tests.cases import ENGINES, small_config
+from pe_cli.calibration_report import FAIR
+from pe_cli.evidence import AT_ONCE, floor_settings
+from pe_cli.main import main
 from pe_core import Features, ModelConfig, TrainConfig
-from pe_core.cli import main
-from pe_core.cli.evidence import AT_ONCE, FAIR, floor_settings
 from pe_core.data import dummy
-from pe_core.initial import initial_arrays
-from pe_core.parity.budget import BUDGETS
-from pe_core.parity.calibrate import CASES, STEPS, calibrate, random_case
-from pe_core.parity.evidence import Section, read_sections, rendered, write_sections
-from pe_core.parity.floor import AIM, Curves, Floor, moved_by_one_ulp, noise_floor
-from pe_core.parity.report import TITLES
+from pe_core.model.initial import initial_arrays
+from pe_parity.budgets import BUDGETS
+from pe_parity.calibrate import CASES, STEPS, calibrate, random_case
+from pe_parity.evidence import Section, read_sections, rendered, write_sections
+from pe_parity.floor import AIM, Curves, Floor, moved_by_one_ulp, noise_floor
+from pe_parity.report import TITLES
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = ModelConfig(inputs=Features(16), num_classes=2, d_model=12, num_heads=3, num_layers=1, d_ff=20, attention_bias=True)
+CONFIG = ModelConfig(
+    inputs=Features(16),
+    num_classes=2,
+    d_model=12,
+    num_heads=3,
+    num_layers=1,
+    d_ff=20,
+    attention_bias=True,
+)
 RUN = TrainConfig(batch_size=50, learning_rate=1e-3)
 LENGTH, ULPS = 40, 6
-# After the first step of a run, single weights still decide how far the frameworks are apart; from here on they are within the aim.
+# After the first step of a run, single weights still decide how far the frameworks are apart; from
+# here on they are within the aim.
 SETTLED = 2
 
 
 @pytest.fixture(scope="module")
 def floor() -> Floor:
     changes = {"at the start": [0], "once": [7], "often": range(3, LENGTH, 5)}
-    return noise_floor(ENGINES, CONFIG, dummy(0).train, RUN, steps=LENGTH, ulps=ULPS, changes=changes)
+    return noise_floor(
+        ENGINES, CONFIG, dummy(0).train, RUN, steps=LENGTH, ulps=ULPS, changes=changes
+    )
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +72,9 @@ def test_curves_of_both_frameworks(floor: Floor, kind: str) -> None:
 
 
 def test_a_run_that_changes_sides_stays_within_the_floor(curves: Curves) -> None:
-    """It is the run of the first framework up to the change, bit for bit, and no further from it afterwards than one ulp drives it."""
+    """It is the run of the first framework up to the change, bit for bit, and no further from it
+    afterwards than one ulp drives it.
+    """
     assert curves.chaos is None
     once = dict(zip(curves.steps, curves.handed_over["once"], strict=True))
     assert all(once[step] == 0.0 for step in curves.steps if step <= 7)
@@ -70,15 +86,24 @@ def test_a_run_that_changes_sides_stays_within_the_floor(curves: Curves) -> None
 def test_a_run_that_loses_its_moments_leaves_the_floor() -> None:
     class Forgetful(pe_flax.engine.Engine):
         def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-            super().restore({name: np.zeros_like(array) if "adam/m/" in name else array for name, array in arrays.items()})
+            super().restore(
+                {
+                    name: np.zeros_like(array) if "adam/m/" in name else array
+                    for name, array in arrays.items()
+                }
+            )
 
     engines = {"torch": ENGINES["torch"], "flax": Forgetful}
-    found = noise_floor(engines, CONFIG, dummy(0).train, RUN, steps=10, ulps=2, changes={"once": [7]})
+    found = noise_floor(
+        engines, CONFIG, dummy(0).train, RUN, steps=10, ulps=2, changes={"once": [7]}
+    )
     assert found.compared.worst_ratio_handed_over["once"] > AIM
 
 
 def test_a_weight_that_ever_was_without_a_gradient_is_left_out() -> None:
-    """Its gradient is next to nothing at the first step alone, and the second framework has it elsewhere."""
+    """Its gradient is next to nothing at the first step alone, and the second framework has it
+    elsewhere.
+    """
 
     class Referee(pe_torch.engine.Engine):
         asked = 0
@@ -86,7 +111,10 @@ def test_a_weight_that_ever_was_without_a_gradient_is_left_out() -> None:
         def state(self) -> dict[str, np.ndarray]:
             found = super().state()
             if self.asked == 0:
-                found["adam/v/head.bias"] = found["adam/v/head.bias"] * [np.finfo(np.float32).tiny, 1.0]
+                found["adam/v/head.bias"] = found["adam/v/head.bias"] * [
+                    np.finfo(np.float32).tiny,
+                    1.0,
+                ]
             self.asked += 1
             return found
 
@@ -95,7 +123,9 @@ def test_a_weight_that_ever_was_without_a_gradient_is_left_out() -> None:
             found = super().weights()
             return found | {"head.bias": found["head.bias"] + np.array([1.0, 0.0], np.float32)}
 
-    found = noise_floor({"torch": Referee, "flax": Elsewhere}, CONFIG, dummy(0).train, RUN, steps=3, ulps=1)
+    found = noise_floor(
+        {"torch": Referee, "flax": Elsewhere}, CONFIG, dummy(0).train, RUN, steps=3, ulps=1
+    )
     assert found.left_out == [1, 1, 1]
     assert found.compared.between == [0.0, 0.0, 0.0]
     assert all(share > 1.0 for share in found.all_weights.between)
@@ -106,7 +136,11 @@ def test_one_ulp_is_one_ulp_of_one_weight() -> None:
     places = set()
     for number in range(20):
         moved = moved_by_one_ulp(arrays, 0, number)
-        changed = [(name, int(place)) for name in arrays for place in np.flatnonzero(moved[name] != arrays[name])]
+        changed = [
+            (name, int(place))
+            for name in arrays
+            for place in np.flatnonzero(moved[name] != arrays[name])
+        ]
         assert len(changed) == 1
         name, place = changed[0]
         before, after = arrays[name].flat[place], moved[name].flat[place]
@@ -116,7 +150,15 @@ def test_one_ulp_is_one_ulp_of_one_weight() -> None:
 
 
 def test_chaos_is_where_one_ulp_has_grown_tenfold() -> None:
-    tame = Curves([1, 2, 4, 8], [3.0, 3.0, 3.0, 900.0], {}, [[2.0, 1.0, 9.0, 11.0], [1.0, 1.0, 1.0, 1.0]], {}, [], [])
+    tame = Curves(
+        [1, 2, 4, 8],
+        [3.0, 3.0, 3.0, 900.0],
+        {},
+        [[2.0, 1.0, 9.0, 11.0], [1.0, 1.0, 1.0, 1.0]],
+        {},
+        [],
+        [],
+    )
     assert tame.floor == [2.0, 1.0, 9.0, 11.0]
     assert tame.chaos == 8
     assert tame.worst_ratio == 3.0
@@ -126,7 +168,15 @@ def test_chaos_is_where_one_ulp_has_grown_tenfold() -> None:
 
 def test_random_cases_are_drawn_over_all_options() -> None:
     cases = [random_case(number, 1) for number in range(CASES)]
-    for field in ("norm", "activation", "attention_bias", "pooling", "dropout", "num_layers", "num_heads"):
+    for field in (
+        "norm",
+        "activation",
+        "attention_bias",
+        "pooling",
+        "dropout",
+        "num_layers",
+        "num_heads",
+    ):
         assert len({getattr(case.config, field) for case in cases}) > 1, field
     assert {case.config.pooling for case in cases} == {"mean", "max", "cls", "last", "attention"}
     assert {len(case.config.encodings) for case in cases} == {0, 1, 2}
@@ -150,7 +200,14 @@ def test_noise_is_the_largest_of_all_distances() -> None:
 
 
 def section(name: str, **changes: object) -> Section:
-    record = {"name": name, "title": "T", "command": "c", "text": ["One.", "Two."], "columns": ["a", "b"], "rows": [[1234, 1e-9]]}
+    record = {
+        "name": name,
+        "title": "T",
+        "command": "c",
+        "text": ["One.", "Two."],
+        "columns": ["a", "b"],
+        "rows": [[1234, 1e-9]],
+    }
     return Section(**(record | {"versions": {"torch": "1", "cores": 2}} | changes))  # type: ignore[arg-type]
 
 
@@ -177,13 +234,22 @@ def test_the_page_in_the_docs_is_that_of_its_sections() -> None:
 
 
 def test_the_evidence_holds_what_it_should() -> None:
-    """The sections of the docs: long enough, no false alarm, every bound near its noise, runs that change sides within the floor."""
+    """The sections of the docs: long enough, no false alarm, every bound near its noise, runs that
+    change sides within the floor.
+    """
     found = {one.name: one for one in read_sections(ROOT / "docs")}
     for name, one in found["floor"].details.items():
         curves = one["compared"]
         assert curves["steps"][-1] >= 1000, name
         assert curves["settled"] <= SETTLED, name
-        assert max(ratio for change, ratio in curves["worst_ratio_handed_over"].items() if change != AT_ONCE) <= AIM, name
+        assert (
+            max(
+                ratio
+                for change, ratio in curves["worst_ratio_handed_over"].items()
+                if change != AT_ONCE
+            )
+            <= AIM
+        ), name
     assert [row[2] for row in found["false_alarms"].rows] == [0, 0]
     assert sum(row[1] for row in found["false_alarms"].rows) >= 200
     assert len({(row[0], row[1]) for row in found["faults"].rows}) >= 30
@@ -199,16 +265,26 @@ def test_the_evidence_holds_what_it_should() -> None:
         assert (row[6], row[7], row[8]) == (entry.noise, entry.fault, entry.bound)
 
 
-def test_the_commands_write_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("pe_core.cli.parity.FRAMEWORKS", ("torch",))
-    small = {name: (CONFIG, data, RUN) for name, (_, data, _) in floor_settings().items() if name == "dummy data"}
-    monkeypatch.setattr("pe_core.cli.evidence.floor_settings", lambda: small)
+def test_the_commands_write_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pe_cli.parity.FRAMEWORKS", ("torch",))
+    small = {
+        name: (CONFIG, data, RUN)
+        for name, (_, data, _) in floor_settings().items()
+        if name == "dummy data"
+    }
+    monkeypatch.setattr("pe_cli.evidence.floor_settings", lambda: small)
     assert main(["parity", "--report", str(tmp_path), "--steps=3"]) == 0
     said = capsys.readouterr().out
     assert "dummy data: after 3 steps float32 from float64 by " in said
     assert (tmp_path / "noise_floor.svg").read_text().startswith("<?xml")
-    monkeypatch.setattr("pe_core.parity.calibrate.STEPS", 2)
+    monkeypatch.setattr("pe_parity.calibrate.STEPS", 2)
     main(["parity", "--calibrate=1", f"--report={tmp_path}"])
     text = (tmp_path / "parity.md").read_text()
-    for title in ("Forward pass, gradients, Adam, a run", "The noise floor of training", "Budgets and the noise they come from"):
+    for title in (
+        "Forward pass, gradients, Adam, a run",
+        "The noise floor of training",
+        "Budgets and the noise they come from",
+    ):
         assert f"## {title}" in text

@@ -1,4 +1,6 @@
-"""Damaged and hostile files: each is refused in one line that names the file and the fault, nothing is executed, memory is bounded."""
+"""Damaged and hostile files: each is refused in one line that names the file and the fault, nothing
+is executed, memory is bounded.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +18,47 @@ import numpy as np
 import pytest
 
 from parity_tests.cases import FEATURES, LENGTH, small_config
+from pe_cli import resume, train
 from pe_core import ModelConfig
-from pe_core.checkpoint import MANIFEST_FILE, STATE_FILE, load_checkpoint
-from pe_core.cli import resume, train
-from pe_core.files import SIGNATURE, signed_json
-from pe_core.initial import initial_arrays
-from pe_core.random import derive, normal
-from pe_core.run_directory import CHECKPOINTS_FOLDER, METRICS_FILE, RunDirectory, checkpoint_shapes
-from pe_core.weights import CONFIG_FILE, WEIGHTS_FILE, SavedModel, digest, load_model, save_model
+from pe_core.model.initial import initial_arrays
+from pe_core.model.random import derive, normal
+from pe_core.storage.checkpoint import MANIFEST_FILE, STATE_FILE, load_checkpoint
+from pe_core.storage.files import SIGNATURE, signed_json
+from pe_core.storage.model_directory import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    SavedModel,
+    digest,
+    load_model,
+    save_model,
+)
+from pe_core.training.run_directory import (
+    CHECKPOINTS_FOLDER,
+    METRICS_FILE,
+    RunDirectory,
+    checkpoint_shapes,
+)
 
 CONFIG = small_config(num_layers=1)
-DETAILS = {"class_names": ["a", "b", "c", "d"], "standardisation": {"mean": [0.1, 0.2, 0.3], "scale": [1.5, 1.25, 1e-6]}, "seed": 3}
+DETAILS = {
+    "class_names": ["a", "b", "c", "d"],
+    "standardisation": {"mean": [0.1, 0.2, 0.3], "scale": [1.5, 1.25, 1e-6]},
+    "seed": 3,
+}
 FLIPS, CUTS = 40, 12
 VARIANTS = 300
-# What Python takes to read a header and to say what is wrong; beyond it, a refusal takes the files twice at most.
+# What Python takes to read a header and to say what is wrong; beyond it, a refusal takes the files
+# twice at most.
 OVERHEAD = 1 << 20
-CLASS_NAMES = ("__class__", "_target_", "py/object", "py/reduce", "$type", "@class", "!!python/object/apply:os.mkdir")
+CLASS_NAMES = (
+    "__class__",
+    "_target_",
+    "py/object",
+    "py/reduce",
+    "$type",
+    "@class",
+    "!!python/object/apply:os.mkdir",
+)
 Damage = Callable[[Path], object]
 Change = Callable[[dict[str, Any]], object]
 
@@ -97,7 +124,9 @@ def put(file: str, content: bytes) -> Damage:
     return lambda folder: (folder / file).write_bytes(content)
 
 
-def in_json(file: str, changes: dict[str, Change], *, also_signed: bool = True) -> Iterator[tuple[str, Damage]]:
+def in_json(
+    file: str, changes: dict[str, Change], *, also_signed: bool = True
+) -> Iterator[tuple[str, Damage]]:
     """Fields changed, under the old signature and signed anew."""
     for what, change in changes.items():
         for signed in (False, True) if also_signed else (False,):
@@ -107,7 +136,11 @@ def in_json(file: str, changes: dict[str, Change], *, also_signed: bool = True) 
                 change(record)
                 if signed:
                     record.pop(SIGNATURE, None)
-                (folder / file).write_bytes(signed_json(record) if signed else (json.dumps(record, indent=2) + "\n").encode())
+                (folder / file).write_bytes(
+                    signed_json(record)
+                    if signed
+                    else (json.dumps(record, indent=2) + "\n").encode()
+                )
 
             yield f"{file}: {what}{', signed' if signed else ''}", damage
 
@@ -156,24 +189,40 @@ def in_header(file: str, name: str) -> Iterator[tuple[str, Damage]]:
     def twice(folder: Path) -> None:
         header, payload = split(folder / file)
         text = json.dumps(header)
-        join(folder / file, (text[:-1] + f', "{name}": ' + json.dumps(header[name]) + "}").encode(), payload)
+        join(
+            folder / file,
+            (text[:-1] + f', "{name}": ' + json.dumps(header[name]) + "}").encode(),
+            payload,
+        )
 
     def renamed(folder: Path) -> None:
         header, payload = split(folder / file)
         join(
-            folder / file, json.dumps({("../" * 9 + key if key == name else key): entry for key, entry in header.items()}).encode(), payload
+            folder / file,
+            json.dumps(
+                {("../" * 9 + key if key == name else key): entry for key, entry in header.items()}
+            ).encode(),
+            payload,
         )
 
     def metadata(folder: Path) -> None:
         header, payload = split(folder / file)
-        join(folder / file, json.dumps(header | {"__metadata__": {"format": ["os.mkdir"]}}).encode(), payload)
+        join(
+            folder / file,
+            json.dumps(header | {"__metadata__": {"format": ["os.mkdir"]}}).encode(),
+            payload,
+        )
 
     yield f"{file}: a tensor twice", twice
     yield f"{file}: a name with ..", renamed
     yield f"{file}: metadata that are no texts", metadata
     yield (
         f"{file}: bytes behind",
-        lambda folder: join(folder / file, json.dumps(split(folder / file)[0]).encode(), split(folder / file)[1] + b"x"),
+        lambda folder: join(
+            folder / file,
+            json.dumps(split(folder / file)[0]).encode(),
+            split(folder / file)[1] + b"x",
+        ),
     )
 
 
@@ -197,9 +246,30 @@ def make_model(folder: Path, seed: int = 0) -> None:
 def make_run(folder: Path, seed: int = 0) -> None:
     """A run that stopped in its second epoch, with three checkpoints."""
     data = folder.parent / "data.npz"
-    np.savez(data, inputs=normal(derive(0, 93), (40, LENGTH, FEATURES)).astype(np.float32), labels=np.arange(40) % 2)
-    words = {"d_model": 12, "num_heads": 3, "num_layers": 1, "d_ff": 20, "epochs": 4, "batch_size": 8, "seed": seed}
-    train.run(train.TrainOptions("torch", str(data), out=str(folder), checkpoint_every=2, stop_at=6, **words))  # type: ignore[arg-type]
+    np.savez(
+        data,
+        inputs=normal(derive(0, 93), (40, LENGTH, FEATURES)).astype(np.float32),
+        labels=np.arange(40) % 2,
+    )
+    words = {
+        "d_model": 12,
+        "num_heads": 3,
+        "num_layers": 1,
+        "d_ff": 20,
+        "epochs": 4,
+        "batch_size": 8,
+        "seed": seed,
+    }
+    train.run(
+        train.TrainOptions(
+            "torch",
+            str(data),
+            out=str(folder),
+            checkpoint_every=2,
+            stop_at=6,
+            **words,  # type: ignore[arg-type]
+        )
+    )
 
 
 def go_on(folder: Path) -> object:
@@ -208,7 +278,9 @@ def go_on(folder: Path) -> object:
 
 
 def read_checkpoint(folder: Path) -> object:
-    return load_checkpoint(folder, lambda record: checkpoint_shapes(run_config(folder.parents[1]), record))
+    return load_checkpoint(
+        folder, lambda record: checkpoint_shapes(run_config(folder.parents[1]), record)
+    )
 
 
 def run_config(run: Path) -> ModelConfig:
@@ -217,7 +289,9 @@ def run_config(run: Path) -> ModelConfig:
 
 def read_metrics(folder: Path) -> object:
     identity = {
-        name: value for name, value in RunDirectory(folder).config().items() if name in ("model", "train", "compute", "data_sha256")
+        name: value
+        for name, value in RunDirectory(folder).config().items()
+        if name in ("model", "train", "compute", "data_sha256")
     }
     return RunDirectory(folder).restore(run_config(folder), identity)
 
@@ -237,7 +311,9 @@ def of_model(folder: Path, mark: Path) -> Iterator[tuple[str, Damage]]:
         "no model": lambda record: record.pop("model"),
         "4096 layers": update_in("model", num_layers=4096),
         "a width of 2^30": update_in("model", d_model=3 << 29),
-        "a table of 2^31": update_in("model", encodings=[{"name": "learned", "max_length": 1 << 31}]),
+        "a table of 2^31": update_in(
+            "model", encodings=[{"name": "learned", "max_length": 1 << 31}]
+        ),
         "an encoding of a class": update_in("model", encodings=[{"name": "os.mkdir"}]),
         "inputs of a class": update_in("model", inputs={"kind": "os.mkdir", "size": 3}),
         "width of a text": update_in("model", d_model="12"),
@@ -269,7 +345,11 @@ def of_run(folder: Path, mark: Path) -> Iterator[tuple[str, Damage]]:
         "2^40 epochs": update_in("train", epochs=1 << 40),
     }
     yield from in_json(CONFIG_FILE, changes)
-    yield from in_json(CONFIG_FILE, {"a source with ..": update(source={"data": "../../etc/passwd", "test": None})}, also_signed=False)
+    yield from in_json(
+        CONFIG_FILE,
+        {"a source with ..": update(source={"data": "../../etc/passwd", "test": None})},
+        also_signed=False,
+    )
 
 
 def of_metrics(folder: Path, mark: Path) -> Iterator[tuple[str, Damage]]:
@@ -301,7 +381,9 @@ def of_checkpoint(folder: Path, mark: Path) -> Iterator[tuple[str, Damage]]:
     yield from in_json(MANIFEST_FILE, changes)
 
 
-KINDS: dict[str, tuple[Callable[[Path, Path], Iterator[tuple[str, Damage]]], Callable[[Path], object]]] = {
+KINDS: dict[
+    str, tuple[Callable[[Path, Path], Iterator[tuple[str, Damage]]], Callable[[Path], object]]
+] = {
     "model": (of_model, load_model),
     "run": (of_run, go_on),
     "metrics": (of_metrics, read_metrics),
@@ -316,11 +398,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     make_model(place / "model")
     make_run(place / "run")
     run = place / "run"
-    return {"model": place / "model", "run": run, "metrics": run, "checkpoint": run / CHECKPOINTS_FOLDER / "step-000000006"}
+    return {
+        "model": place / "model",
+        "run": run,
+        "metrics": run,
+        "checkpoint": run / CHECKPOINTS_FOLDER / "step-000000006",
+    }
 
 
 def check(kind: str, folder: Path, mark: Path) -> int:
-    """Spoil a folder in every way, one after the other, and return in how many; each must be refused."""
+    """Spoil a folder in every way, one after the other, and return in how many; each must be
+    refused.
+    """
     variants, read = KINDS[kind]
     good = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     count = 0

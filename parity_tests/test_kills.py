@@ -1,4 +1,6 @@
-"""A run that is killed, asked to end, or refused by its disk goes on and ends on the bits of the run that was left alone."""
+"""A run that is killed, asked to end, or refused by its disk goes on and ends on the bits of the
+run that was left alone.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-import pe_core.checkpoint
+import pe_core.storage.checkpoint
 from parity_tests.cases import ENGINES, FEATURES, LENGTH
 from parity_tests.evidence import write_section
-from parity_tests.zygote import Ended, Zygote
+from parity_tests.fork_server import Ended, Zygote
 from pe_core import ModelConfig
-from pe_core.checkpoint import MANIFEST_FILE, STATE_FILE, checkpoint_folders, newest_checkpoint
-from pe_core.files import read_json
-from pe_core.random import derive, normal
-from pe_core.run_directory import CHECKPOINTS_FOLDER, CONFIG_FILE, MODEL_FOLDER, checkpoint_shapes
-from pe_core.weights import WEIGHTS_FILE, is_saved
+from pe_core.model.random import derive, normal
+from pe_core.storage.checkpoint import (
+    MANIFEST_FILE,
+    STATE_FILE,
+    checkpoint_folders,
+    newest_checkpoint,
+)
+from pe_core.storage.files import read_json
+from pe_core.storage.model_directory import WEIGHTS_FILE, is_saved
+from pe_core.training.run_directory import (
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    MODEL_FOLDER,
+    checkpoint_shapes,
+)
 
 KILLS, KILLS_OF_EVIDENCE = 20, 100
 INTERVAL, STEPS = 3, 72
@@ -37,7 +49,7 @@ WORDS = (
 )  # fmt: skip
 # Every moment in a save that has a name, and the middle of both files.
 POINTS = (
-    *re.findall(r'fault_point\("([^"]+)"\)', Path(pe_core.checkpoint.__file__).read_text()),
+    *re.findall(r'fault_point\("([^"]+)"\)', Path(pe_core.storage.checkpoint.__file__).read_text()),
     f"inside {STATE_FILE}",
     f"inside {MANIFEST_FILE}",
 )
@@ -49,7 +61,11 @@ each = pytest.mark.parametrize("framework", list(ENGINES))
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs")
-    np.savez(path / "data.npz", inputs=normal(derive(0, 94), (45, LENGTH, FEATURES)).astype(np.float32), labels=np.arange(45) % 2)
+    np.savez(
+        path / "data.npz",
+        inputs=normal(derive(0, 94), (45, LENGTH, FEATURES)).astype(np.float32),
+        labels=np.arange(45) % 2,
+    )
     return path
 
 
@@ -70,7 +86,13 @@ def zygotes(place: Path) -> Iterator[dict[str, Zygote]]:
 
 
 def line(framework: str, place: Path, run: Path) -> tuple[str, ...]:
-    return ("train", f"--framework={framework}", f"--data={place / 'data.npz'}", *WORDS, f"--out={run}")
+    return (
+        "train",
+        f"--framework={framework}",
+        f"--data={place / 'data.npz'}",
+        *WORDS,
+        f"--out={run}",
+    )
 
 
 def model_digest(run: Path) -> str:
@@ -79,7 +101,9 @@ def model_digest(run: Path) -> str:
 
 @cache
 def whole(zygote: Zygote, framework: str, place: Path) -> str:
-    """The SHA-256 of the weights of the run that is left alone, which fills the cache of compiled functions too."""
+    """The SHA-256 of the weights of the run that is left alone, which fills the cache of compiled
+    functions too.
+    """
     run = place / f"whole {framework}"
     ended = zygote.run(*line(framework, place, run))
     assert (ended.code, ended.step) == (0, STEPS - 1), ended.said
@@ -91,7 +115,9 @@ def newest(run: Path) -> tuple[int, list[str]]:
     if not (run / CONFIG_FILE).is_file():
         return 0, []
     config = ModelConfig.from_json(read_json(run / CONFIG_FILE)["model"])
-    found, passed_over = newest_checkpoint(run / CHECKPOINTS_FOLDER, lambda record: checkpoint_shapes(config, record))
+    found, passed_over = newest_checkpoint(
+        run / CHECKPOINTS_FOLDER, lambda record: checkpoint_shapes(config, record)
+    )
     return 0 if found is None else found.step, passed_over
 
 
@@ -103,11 +129,15 @@ def go_on(framework: str, place: Path, run: Path) -> tuple[str, ...]:
     return line(framework, place, run)
 
 
-def kill_often(framework: str, zygote: Zygote, place: Path, kills: int, seed: int) -> tuple[int, int, int]:
-    """Kill runs and let them go on; return how many kills there were, how many at a named point, and how many runs ended.
+def kill_often(
+    framework: str, zygote: Zygote, place: Path, kills: int, seed: int
+) -> tuple[int, int, int]:
+    """Kill runs and let them go on; return how many kills there were, how many at a named point,
+    and how many runs ended.
 
-    A kill is at the next of the named points, as long as there are more, then at a random instant: some steps after the start and a moment
-    longer than a save takes, or, one time in four, at any time of a child that starts.
+    A kill is at the next of the named points, as long as there are more, then at a random instant:
+    some steps after the start and a moment longer than a save takes, or, one time in four, at any
+    time of a child that starts.
     """
     expected = whole(zygote, framework, place)
     random = np.random.default_rng(seed)
@@ -149,7 +179,9 @@ def kill_often(framework: str, zygote: Zygote, place: Path, kills: int, seed: in
 
 
 @each
-def test_a_killed_run_goes_on_from_where_it_was(framework: str, place: Path, zygotes: dict[str, Zygote]) -> None:
+def test_a_killed_run_goes_on_from_where_it_was(
+    framework: str, place: Path, zygotes: dict[str, Zygote]
+) -> None:
     done, named, _ = kill_often(framework, zygotes[framework], place, KILLS, 0)
     assert (done, named) == (KILLS, len(POINTS))
 
@@ -160,29 +192,60 @@ def test_a_hundred_kills(place: Path, zygotes: dict[str, Zygote]) -> None:
     for framework in ENGINES:
         started = time.perf_counter()
         done, named, runs = kill_often(framework, zygotes[framework], place, KILLS_OF_EVIDENCE, 1)
-        rows.append([framework, done, named, done - named, runs, runs, f"{time.perf_counter() - started:.0f} s"])
+        rows.append(
+            [
+                framework,
+                done,
+                named,
+                done - named,
+                runs,
+                runs,
+                f"{time.perf_counter() - started:.0f} s",
+            ]
+        )
     write_section(
         "kills",
         "Killed, and gone on",
         [
-            f"A run of {STEPS} steps with a checkpoint every {INTERVAL} is killed with SIGKILL and resumed, again and again until it ends.",
-            f"Each of the {len(POINTS)} named moments of a save is hit ({', '.join(POINTS)}); all other kills are at random instants.",
-            f"At each kill the newest checkpoint that holds is at most {INTERVAL} steps behind the step in flight.",
+            (
+                f"A run of {STEPS} steps with a checkpoint every {INTERVAL} is killed with SIGKILL "
+                "and resumed, again and again until it ends."
+            ),
+            (
+                f"Each of the {len(POINTS)} named moments of a save is hit ({', '.join(POINTS)}); "
+                "all other kills are at random instants."
+            ),
+            (
+                f"At each kill the newest checkpoint that holds is at most {INTERVAL} steps behind "
+                "the step in flight."
+            ),
             "Each run ends with the SHA-256 of the weights of the run that was left alone.",
         ],
-        ["framework", "kills", "at a named moment", "at a random instant", "runs", "runs with the SHA-256 of the whole run", "time"],
+        [
+            "framework",
+            "kills",
+            "at a named moment",
+            "at a random instant",
+            "runs",
+            "runs with the SHA-256 of the whole run",
+            "time",
+        ],
         rows,
     )
 
 
 @each
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
+)
 def test_a_run_that_is_asked_to_end_keeps_every_step(
     framework: str, number: signal.Signals, code: int, place: Path, zygotes: dict[str, Zygote]
 ) -> None:
     run, zygote = place / f"{number.name} {framework}", zygotes[framework]
     expected = whole(zygote, framework, place)
-    ended = zygote.run(*line(framework, place, run), after=11, do=lambda child: os.kill(child, number))
+    ended = zygote.run(
+        *line(framework, place, run), after=11, do=lambda child: os.kill(child, number)
+    )
     assert ended.code == code, ended.said
     assert ended.said.splitlines()[-1].startswith("pe: error: ")
     assert ended.step is not None
@@ -193,13 +256,19 @@ def test_a_run_that_is_asked_to_end_keeps_every_step(
 
 @contextmanager
 def small_disk(place: Path) -> Iterator[tuple[Path, dict[str, Any], str]]:
-    """A folder with room for a run but not for its last checkpoints, what a child is told for that, and what the kernel will say.
+    """A folder with room for a run but not for its last checkpoints, what a child is told for that,
+    and what the kernel will say.
 
-    A file system of its own where this process may mount one; elsewhere a limit on the size of a file, which stops a write half way too.
+    A file system of its own where this process may mount one; elsewhere a limit on the size of a
+    file, which stops a write half way too.
     """
     folder = place / "small"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", folder], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", folder],
+        capture_output=True,
+        check=False,
+    )
     try:
         if mounted.returncode == 0:
             yield folder, {}, "no space left on device"
@@ -221,7 +290,9 @@ def require_one_line(ended: Ended, path: Path) -> None:
 
 
 @each
-def test_a_full_disk_leaves_the_last_checkpoint(framework: str, place: Path, zygotes: dict[str, Zygote]) -> None:
+def test_a_full_disk_leaves_the_last_checkpoint(
+    framework: str, place: Path, zygotes: dict[str, Zygote]
+) -> None:
     zygote, expected = zygotes[framework], whole(zygotes[framework], framework, place)
     with small_disk(place) as (folder, order, reason):
         ended = zygote.run(*line(framework, place, folder / "run"), **order)
@@ -237,15 +308,28 @@ def test_a_full_disk_leaves_the_last_checkpoint(framework: str, place: Path, zyg
 
 
 @each
-def test_a_lost_permission_leaves_the_last_checkpoint(framework: str, place: Path, zygotes: dict[str, Zygote]) -> None:
-    zygote, expected, folder = zygotes[framework], whole(zygotes[framework], framework, place), place / f"lost {framework}"
+def test_a_lost_permission_leaves_the_last_checkpoint(
+    framework: str, place: Path, zygotes: dict[str, Zygote]
+) -> None:
+    zygote, expected, folder = (
+        zygotes[framework],
+        whole(zygotes[framework], framework, place),
+        place / f"lost {framework}",
+    )
     folder.mkdir()
     folder.chmod(0o555)
-    require_one_line(zygote.run(*line(framework, place, folder / "run"), bound=True), folder / "run")
+    require_one_line(
+        zygote.run(*line(framework, place, folder / "run"), bound=True), folder / "run"
+    )
     assert list(folder.iterdir()) == []
     folder.chmod(0o755)
     checkpoints = folder / "run" / CHECKPOINTS_FOLDER
-    ended = zygote.run(*line(framework, place, folder / "run"), bound=True, after=11, do=lambda child: checkpoints.chmod(0o555))
+    ended = zygote.run(
+        *line(framework, place, folder / "run"),
+        bound=True,
+        after=11,
+        do=lambda child: checkpoints.chmod(0o555),
+    )
     require_one_line(ended, checkpoints)
     step, passed_over = newest(folder / "run")
     assert (step > 0, passed_over) == (True, [])

@@ -1,4 +1,6 @@
-"""Laws that the model keeps whatever its weights: padding, packing, order, positions, modes, and its parts alone in other models."""
+"""Laws that the model keeps whatever its weights: padding, packing, order, positions, modes, and
+its parts alone in other models.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,12 @@ from parity_tests.cases import (
     small_config,
 )
 from pe_core import ComputeConfig, LearnedTable, Sinusoidal, TrainConfig
-from pe_core.config import Precision
-from pe_core.parameters import parameters
-from pe_core.parity import BUDGETS, distance
-from pe_core.random import derive, normal
-from pe_core.reference import forward
-from pe_core.reference.additive import learned_table, sinusoidal
+from pe_core.model.config import Precision
+from pe_core.model.parameters import parameters
+from pe_core.model.random import derive, normal
+from pe_parity import BUDGETS, distance
+from pe_parity.reference import forward
+from pe_parity.reference.additive import learned_table, sinusoidal
 
 COLUMNS = ("reference", *WINGS)
 PRECISION: dict[str, Precision] = {"reference": "float64", "torch": "float32", "flax": "float32"}
@@ -55,7 +57,9 @@ def model(label: str, name: str) -> Any:
     return WINGS[label].classifier(CONFIGS[name], weights(name))
 
 
-def steps_and_logits(column: str, name: str, x: np.ndarray, **arguments: Any) -> tuple[np.ndarray, np.ndarray]:
+def steps_and_logits(
+    column: str, name: str, x: np.ndarray, **arguments: Any
+) -> tuple[np.ndarray, np.ndarray]:
     """Return what the last layer gives for each step of x, and the logits."""
     config = CONFIGS[name]
     taps: dict[str, Any] = {}
@@ -72,8 +76,12 @@ def near(a: np.ndarray, b: np.ndarray, column: str, quantity: Any = "tap") -> bo
 
 
 def padded(x: np.ndarray, places: list[int], length: int = LENGTH) -> tuple[np.ndarray, np.ndarray]:
-    """Return x within more steps, and the mask; padded features are NaN and padded tokens far outside the vocabulary."""
-    longer = np.full((BATCH, length, *x.shape[2:]), np.nan if x.dtype == np.float32 else 10**6, x.dtype)
+    """Return x within more steps, and the mask; padded features are NaN and padded tokens far
+    outside the vocabulary.
+    """
+    longer = np.full(
+        (BATCH, length, *x.shape[2:]), np.nan if x.dtype == np.float32 else 10**6, x.dtype
+    )
     longer[:, places] = x
     mask = np.zeros((BATCH, length), bool)
     mask[:, places] = True
@@ -81,8 +89,12 @@ def padded(x: np.ndarray, places: list[int], length: int = LENGTH) -> tuple[np.n
 
 
 @functools.cache
-def bare(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Return short sequences without padding, their steps and logits in the reference, and a cotangent with its gradients, all exact."""
+def bare(
+    name: str,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Return short sequences without padding, their steps and logits in the reference, and a
+    cotangent with its gradients, all exact.
+    """
     x = small_batch(CONFIGS[name]).inputs[:, :BARE]
     steps, logits = steps_and_logits("reference", name, x)
     cotangent = normal(derive(0, 95), logits.shape)
@@ -93,7 +105,9 @@ def bare(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.
 
 @in_each_column
 @pytest.mark.parametrize("name", WITHOUT_DROPOUT)
-def test_padding_changes_nothing_wherever_it_stands_and_whatever_it_holds(column: str, name: str) -> None:
+def test_padding_changes_nothing_wherever_it_stands_and_whatever_it_holds(
+    column: str, name: str
+) -> None:
     x, steps, logits, cotangent, exact_of_x, exact_gradients = bare(name)
     length = short_batch(CONFIGS[name]).inputs.shape[1]
     for places in PADDINGS.values():
@@ -120,7 +134,9 @@ def test_padding_may_reach_beyond_the_table(label: str) -> None:
     exact = forward(config, arrays, x)
     assert near(wing.call(wing.classifier(config, arrays), longer, mask=mask), exact, label)
     mask[:, 1] = True
-    with pytest.raises(ValueError, match="a sequence of length 5 does not fit the learned table of max_length 4"):
+    with pytest.raises(
+        ValueError, match="a sequence of length 5 does not fit the learned table of max_length 4"
+    ):
         wing.call(wing.classifier(config, arrays), longer, mask=mask)
 
 
@@ -132,7 +148,9 @@ def test_short_sequences_without_padding(label: str) -> None:
 
 
 @in_each_column
-@pytest.mark.parametrize("name", [name for name in WITHOUT_DROPOUT if CONFIGS[name].pooling != "cls"])
+@pytest.mark.parametrize(
+    "name", [name for name in WITHOUT_DROPOUT if CONFIGS[name].pooling != "cls"]
+)
 def test_packed_sequences_are_separate_sequences(column: str, name: str) -> None:
     x = small_batch(CONFIGS[name]).inputs
     segment_ids = np.tile(np.array([1, 1, 1, 2, 2, 2, 0], np.int32), (BATCH, 1))
@@ -148,10 +166,14 @@ def test_packed_sequences_are_separate_sequences(column: str, name: str) -> None
         assert near(steps[mask], alone[mask], column)
         assert near(logits[:, segment - 1], its_logits, column)
         if column != "reference":
-            gradients = WINGS[column].pullback(model(column, name), cotangent[:, segment - 1], x, mask=mask)[1]
+            gradients = WINGS[column].pullback(
+                model(column, name), cotangent[:, segment - 1], x, mask=mask
+            )[1]
             sums = {key: gradient + sums.get(key, 0.0) for key, gradient in gradients.items()}
     if column != "reference":
-        packed = WINGS[column].pullback(model(column, name), cotangent, x, segment_ids=segment_ids)[1]
+        packed = WINGS[column].pullback(model(column, name), cotangent, x, segment_ids=segment_ids)[
+            1
+        ]
         for key, gradient in packed.items():
             assert near(gradient, sums[key], column, "gradient"), key
 
@@ -161,7 +183,11 @@ def test_rows_of_a_batch_do_not_see_each_other(column: str) -> None:
     x = small_batch(CONFIGS["default"]).inputs
     others = small_batch(CONFIGS["default"], seed=1).inputs
     others[0] = x[0]
-    for one, other in zip(steps_and_logits(column, "default", x), steps_and_logits(column, "default", others), strict=True):
+    for one, other in zip(
+        steps_and_logits(column, "default", x),
+        steps_and_logits(column, "default", others),
+        strict=True,
+    ):
         assert near(other[0], one[0], column)
         assert not near(other[1], one[1], column)
 
@@ -183,7 +209,9 @@ def test_a_row_without_a_real_step_gives_zeros(column: str, name: str) -> None:
         assert not taps["pooled"][-1].any()
         assert np.array_equal(logits[-1].astype(np.float32), weights(name)["head.bias"])
     if column != "reference":
-        of_x, gradients = WINGS[column].pullback(model(column, name), np.ones(logits.shape), batch.inputs, mask=batch.mask)
+        of_x, gradients = WINGS[column].pullback(
+            model(column, name), np.ones(logits.shape), batch.inputs, mask=batch.mask
+        )
         assert all(np.isfinite(gradient).all() for gradient in (of_x, *gradients.values()))
         assert not of_x[-1:].any()
 
@@ -192,7 +220,9 @@ def test_a_row_without_a_real_step_gives_zeros(column: str, name: str) -> None:
 def test_a_row_without_a_real_step_sends_no_gradient_to_the_weights(label: str) -> None:
     x = small_batch(CONFIGS["both"]).inputs
     mask = np.zeros((BATCH, LENGTH), bool)
-    _, gradients = WINGS[label].pullback(model(label, "both"), np.ones((BATCH, CONFIGS["both"].num_classes)), x, mask=mask)
+    _, gradients = WINGS[label].pullback(
+        model(label, "both"), np.ones((BATCH, CONFIGS["both"].num_classes)), x, mask=mask
+    )
     assert [name for name, gradient in gradients.items() if gradient.any()] == ["head.bias"]
 
 
@@ -214,22 +244,35 @@ def test_without_an_encoding_the_order_of_the_steps_is_lost(column: str) -> None
 
 
 @in_each_column
-@pytest.mark.parametrize("encoding", [LearnedTable(9), Sinusoidal(), Sinusoidal(layers="all")], ids=str)
+@pytest.mark.parametrize(
+    "encoding", [LearnedTable(9), Sinusoidal(), Sinusoidal(layers="all")], ids=str
+)
 def test_with_an_encoding_the_order_matters(column: str, encoding: Any) -> None:
     x = small_batch(CONFIGS["default"]).inputs
-    forwards, backwards = encoded(column, (encoding,), x), encoded(column, (encoding,), x[:, ::-1])[:, ::-1]
+    forwards, backwards = (
+        encoded(column, (encoding,), x),
+        encoded(column, (encoding,), x[:, ::-1])[:, ::-1],
+    )
     assert distance(backwards, forwards, forwards) > BUDGETS["tap", "float32"].fault
 
 
-WAVES = [(Sinusoidal(layout=layout), width) for layout in ("interleaved", "half", "tensor2tensor") for width in (8, 7)]
+WAVES = [
+    (Sinusoidal(layout=layout), width)
+    for layout in ("interleaved", "half", "tensor2tensor")
+    for width in (8, 7)
+]
 WAVES += [(Sinusoidal(base=100.0), 6), (Sinusoidal(layout="tensor2tensor"), 2), (Sinusoidal(), 1)]
 FAR = {
     "integers": np.array([0, 1, 511, 9_999, 10_000, 1_000_000, 16_777_215], np.int32),
-    "fractions": np.array([0.5, 1.25, -3.75, 9_999.5, 10_000.125, 1_000_000.25, 999_999.9375], np.float32),
+    "fractions": np.array(
+        [0.5, 1.25, -3.75, 9_999.5, 10_000.125, 1_000_000.25, 999_999.9375], np.float32
+    ),
 }
 
 
-def alone(label: str, layer: Any, width: int, positions: np.ndarray | None, dtype: Any = np.float32) -> np.ndarray:
+def alone(
+    label: str, layer: Any, width: int, positions: np.ndarray | None, dtype: Any = np.float32
+) -> np.ndarray:
     """Return what a layer adds to zeros."""
     extra: dict[str, Any] = {} if positions is None else {"positions": positions}
     return WINGS[label].call(layer, np.zeros((BATCH, LENGTH, width), dtype), **extra)
@@ -237,10 +280,14 @@ def alone(label: str, layer: Any, width: int, positions: np.ndarray | None, dtyp
 
 @in_each_wing
 @pytest.mark.parametrize(("options", "width"), WAVES, ids=str)
-def test_waves_keep_their_digits_at_any_position(label: str, options: Sinusoidal, width: int) -> None:
+def test_waves_keep_their_digits_at_any_position(
+    label: str, options: Sinusoidal, width: int
+) -> None:
     layer = WINGS[label].package.SinusoidalEncoding(options, width)
     bound = BUDGETS["tap", "float32"].bound
-    rows: list[tuple[np.ndarray, np.ndarray]] = [(alone(label, layer, width, None), np.arange(LENGTH))]
+    rows: list[tuple[np.ndarray, np.ndarray]] = [
+        (alone(label, layer, width, None), np.arange(LENGTH))
+    ]
     rows += [(alone(label, layer, width, positions), positions) for positions in FAR.values()]
     rows += [(alone(label, layer, width, np.tile(FAR["fractions"], (BATCH, 1))), FAR["fractions"])]
     for found, positions in rows:
@@ -248,7 +295,8 @@ def test_waves_keep_their_digits_at_any_position(label: str, options: Sinusoidal
         assert found.shape == (BATCH, LENGTH, width)
         assert (found == found[:1]).all()
         for step in range(LENGTH):
-            # One step of width 1 is a single sine, and so near zero that its own size is no measure.
+            # One step of width 1 is a single sine, and so near zero that its own size is no
+            # measure.
             assert distance(found[0, step], exact[step], np.ones(width)) <= bound, positions[step]
 
 
@@ -257,8 +305,13 @@ def test_waves_in_float64(label: str) -> None:
     with WINGS[label].mode("float64"):
         layer = WINGS[label].package.SinusoidalEncoding(Sinusoidal(), 8)
         for positions in (None, np.arange(LENGTH), np.linspace(0.0, 9.1, LENGTH)):
-            exact = sinusoidal(Sinusoidal(), 8, np.arange(LENGTH) if positions is None else positions)
-            assert distance(alone(label, layer, 8, positions, np.float64)[0], exact, exact) <= BUDGETS["tap", "float64"].bound
+            exact = sinusoidal(
+                Sinusoidal(), 8, np.arange(LENGTH) if positions is None else positions
+            )
+            assert (
+                distance(alone(label, layer, 8, positions, np.float64)[0], exact, exact)
+                <= BUDGETS["tap", "float64"].bound
+            )
 
 
 @in_each_wing
@@ -285,7 +338,9 @@ def test_the_table_gets_its_gradient_from_the_rows_that_were_read() -> None:
     np.add.at(exact, np.minimum(floor + 1, 8), share[:, None] * cotangent.sum(axis=0))
     for label, wing in WINGS.items():
         layer = wing.package.LearnedTableEncoding(LearnedTable(9), 6)
-        of_x, gradients = wing.pullback(layer, cotangent, np.zeros((BATCH, LENGTH, 6), np.float32), positions=positions)
+        of_x, gradients = wing.pullback(
+            layer, cotangent, np.zeros((BATCH, LENGTH, 6), np.float32), positions=positions
+        )
         assert near(gradients["table"], exact, label, "gradient")
         assert np.array_equal(of_x, cotangent.astype(np.float32))
 
@@ -320,11 +375,18 @@ def test_encodings_are_layers_of_other_models() -> None:
             ours[number].weight.copy_(torch.from_numpy(np.array(linear.kernel[...]).T))
             ours[number].bias.copy_(torch.from_numpy(np.array(linear.bias[...])))
     torch_output = ours(torch.from_numpy(x))
-    flax_output, flax_gradient = nnx.jit(nnx.value_and_grad(lambda model, x: (model(x) ** 2).sum()))(theirs, jnp.asarray(x))
+    flax_output, flax_gradient = nnx.jit(
+        nnx.value_and_grad(lambda model, x: (model(x) ** 2).sum())
+    )(theirs, jnp.asarray(x))
     loss = (torch_output**2).sum()
     loss.backward()
     assert near(np.asarray(flax_output), loss.detach().numpy(), "flax", "loss")
-    assert near(np.asarray(flax_gradient["table"]["table"][...]), ours[1].table.grad.numpy(), "flax", "gradient")
+    assert near(
+        np.asarray(flax_gradient["table"]["table"][...]),
+        ours[1].table.grad.numpy(),
+        "flax",
+        "gradient",
+    )
 
 
 @in_each_wing
@@ -333,7 +395,8 @@ def test_an_encoder_is_a_classifier_without_its_head(label: str, name: str) -> N
     batch = small_batch(CONFIGS[name], masked=True)
     encoder = WINGS[label].encoder(CONFIGS[name], weights(name))
     assert np.array_equal(
-        WINGS[label].call(encoder, batch.inputs, mask=batch.mask), steps_and_logits(label, name, batch.inputs, mask=batch.mask)[0]
+        WINGS[label].call(encoder, batch.inputs, mask=batch.mask),
+        steps_and_logits(label, name, batch.inputs, mask=batch.mask)[0],
     )
 
 
@@ -342,7 +405,9 @@ def test_an_encoder_is_a_classifier_without_its_head(label: str, name: str) -> N
 def test_taps_change_nothing(label: str, name: str) -> None:
     batch = short_batch(CONFIGS[name], masked=True)
     with_taps = steps_and_logits(label, name, batch.inputs, mask=batch.mask)[1]
-    assert np.array_equal(WINGS[label].call(model(label, name), batch.inputs, mask=batch.mask), with_taps)
+    assert np.array_equal(
+        WINGS[label].call(model(label, name), batch.inputs, mask=batch.mask), with_taps
+    )
 
 
 @in_each_wing
@@ -367,7 +432,9 @@ def test_dropout_is_for_training_only(label: str) -> None:
 def test_evaluation_leaves_nothing_behind_in_torch(name: str, masked: bool) -> None:
     config, arrays = CONFIGS[name], weights(name)
     batch = small_batch(config, masked=masked)
-    fresh, used = (ENGINES["torch"](config, arrays, TrainConfig(), ComputeConfig(), 1) for _ in range(2))
+    fresh, used = (
+        ENGINES["torch"](config, arrays, TrainConfig(), ComputeConfig(), 1) for _ in range(2)
+    )
     used.evaluate(batch)
     used.predict(batch)
     loss, gradients = used.gradients(batch)
@@ -402,7 +469,11 @@ def test_flax_models_run_compiled() -> None:
     merged: Any = jax.jit(lambda state, x, mask: nnx.merge(graph, state)(x, mask=mask))
     assert near(np.asarray(merged(state, batch.inputs, batch.mask)), eager, "flax")
     compiled = nnx.jit(lambda model, x, mask: model(x, mask=mask))
-    assert near(np.asarray(compiled(live, jnp.asarray(batch.inputs), jnp.asarray(batch.mask))), eager, "flax")
+    assert near(
+        np.asarray(compiled(live, jnp.asarray(batch.inputs), jnp.asarray(batch.mask))),
+        eager,
+        "flax",
+    )
     # The shapes are the same, so other numbers in the mask do not compile anew.
     mask = np.roll(np.asarray(batch.mask), 1, axis=0)
     again = WINGS["flax"].call(live, batch.inputs, mask=mask)
@@ -431,7 +502,9 @@ def test_compiled_flax_answers_nan_where_it_cannot_raise() -> None:
 def test_the_key_bias_has_no_gradient(label: str, name: str) -> None:
     config, batch = CONFIGS[name], short_batch(CONFIGS[name], masked=True)
     cotangent = normal(derive(0, 91), (BATCH, config.num_classes))
-    gradients = WINGS[label].pullback(model(label, name), cotangent, batch.inputs, mask=batch.mask)[1]
+    gradients = WINGS[label].pullback(model(label, name), cotangent, batch.inputs, mask=batch.mask)[
+        1
+    ]
     for n in range(config.num_layers):
         query, key, value = gradients[f"layers.{n}.attention.qkv.bias"].reshape(3, config.d_model)
         assert distance(key, np.zeros_like(key), value) <= BUDGETS["gradient", "float32"].bound

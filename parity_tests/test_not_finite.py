@@ -1,4 +1,6 @@
-"""A number that is not finite, put into an input, the loss and one gradient: the run stops before the update and can go on without it."""
+"""A number that is not finite, put into an input, the loss and one gradient: the run stops before
+the update and can go on without it.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +20,18 @@ import pe_flax.engine
 import pe_torch.engine
 from parity_tests.cases import ENGINES, FEATURES, LENGTH, small_config
 from pe_core import ComputeConfig, TrainConfig
-from pe_core.checkpoint import newest_checkpoint
 from pe_core.data import Batch, Dataset, Sequences
-from pe_core.engine import Engine, EngineType
-from pe_core.initial import initial_arrays
-from pe_core.random import derive, normal
-from pe_core.run_directory import CHECKPOINTS_FOLDER, METRICS_FILE, checkpoint_shapes
-from pe_core.training import NotFiniteError, TrainResult, train
-from pe_core.weights import digest
+from pe_core.model.initial import initial_arrays
+from pe_core.model.random import derive, normal
+from pe_core.storage.checkpoint import newest_checkpoint
+from pe_core.storage.model_directory import digest
+from pe_core.training.engine import Engine, EngineType
+from pe_core.training.loop import NotFiniteError, TrainResult, train
+from pe_core.training.run_directory import CHECKPOINTS_FOLDER, METRICS_FILE, checkpoint_shapes
 
 CONFIG = small_config(num_layers=1)
-# Nine steps, three to an epoch; the bad number comes two steps after a checkpoint, in an epoch that has begun.
+# Nine steps, three to an epoch; the bad number comes two steps after a checkpoint, in an epoch that
+# has begun.
 TRAIN = TrainConfig(epochs=3, batch_size=5)
 BAD, INTERVAL, STEPS = 5, 3, 9
 GRADIENT = "layers.0.attention.out.weight"
@@ -42,7 +45,8 @@ def data() -> Dataset:
 
 
 class Watched:
-    """An engine whose batch of one step is changed before it is seen, also by what looks for the bad tensor.
+    """An engine whose batch of one step is changed before it is seen, also by what looks for the
+    bad tensor.
 
     Args:
         engine: the engine itself.
@@ -64,7 +68,9 @@ class Watched:
     def taps(self, batch: Batch, step: int | None = None) -> dict[str, np.ndarray]:
         return self.engine.taps(self._changed(batch, step), step)
 
-    def gradients(self, batch: Batch, step: int | None = None) -> tuple[float, dict[str, np.ndarray]]:
+    def gradients(
+        self, batch: Batch, step: int | None = None
+    ) -> tuple[float, dict[str, np.ndarray]]:
         return self.engine.gradients(self._changed(batch, step), step)
 
     def _changed(self, batch: Batch, step: int | None) -> Batch:
@@ -92,13 +98,17 @@ class TorchBadGradient(pe_torch.engine.Engine):
         super().__init__(*arguments, **options)
         self.step: int | None = None
         weight = dict(self.model.named_parameters())[GRADIENT]
-        weight.register_hook(lambda gradient: gradient * torch.nan if self.step == BAD else gradient)
+        weight.register_hook(
+            lambda gradient: gradient * torch.nan if self.step == BAD else gradient
+        )
 
     def train_step(self, batch: Batch, step: int) -> Any:
         self.step = step
         return super().train_step(batch, step)
 
-    def gradients(self, batch: Batch, step: int | None = None) -> tuple[float, dict[str, np.ndarray]]:
+    def gradients(
+        self, batch: Batch, step: int | None = None
+    ) -> tuple[float, dict[str, np.ndarray]]:
         self.step = step
         return super().gradients(batch, step)
 
@@ -116,7 +126,8 @@ class FlaxBadGradient(pe_flax.engine.Engine):
 
 
 BAD_GRADIENTS: dict[str, EngineType] = {"torch": TorchBadGradient, "flax": FlaxBadGradient}
-# What changes the batch, whether the engine has the bad gradient, and the name of the first bad tensor.
+# What changes the batch, whether the engine has the bad gradient, and the name of the first bad
+# tensor.
 WAYS: dict[str, tuple[Callable[[Batch], Batch], bool, str]] = {
     "an input row": (row_of_infinity, False, "input"),
     "the loss": (bad_weight_of_the_loss, False, "loss"),
@@ -134,7 +145,9 @@ def first(name: str, *, bad_gradient: bool) -> tuple[Engine, dict[str, np.ndarra
 
 def go(watched: Watched, **options: Any) -> TrainResult:
     """A run by this engine."""
-    return train(lambda *arguments, **others: cast(Engine, watched), CONFIG, data(), train=TRAIN, **options)
+    return train(
+        lambda *arguments, **others: cast(Engine, watched), CONFIG, data(), train=TRAIN, **options
+    )
 
 
 def begin(name: str, change: Callable[[Batch], Batch], *, bad_gradient: bool = False) -> Watched:
@@ -145,7 +158,9 @@ def begin(name: str, change: Callable[[Batch], Batch], *, bad_gradient: bool = F
 
 @cache
 def whole(name: str) -> tuple[str, str]:
-    """The digests of the weights of the run without a bad number, at its end and before the bad step."""
+    """The digests of the weights of the run without a bad number, at its end and before the bad
+    step.
+    """
     watched = begin(name, as_it_is)
     result = go(watched)
     assert result.steps == STEPS
@@ -162,14 +177,19 @@ def test_the_run_stops_before_the_update_and_goes_on(way: str, name: str, tmp_pa
     change, bad_gradient, tensor = WAYS[way]
     at_the_end, before = whole(name)
     watched = begin(name, change, bad_gradient=bad_gradient)
-    with pytest.raises(NotFiniteError, match=rf"^step {BAD} \(epoch 1\): .* not finite is {tensor}; the weights are those") as raised:
+    with pytest.raises(
+        NotFiniteError,
+        match=rf"^step {BAD} \(epoch 1\): .* not finite is {tensor}; the weights are those",
+    ) as raised:
         go(watched, out=tmp_path / "run", checkpoint_every=INTERVAL)
     assert "\n" not in str(raised.value)
     assert digest(watched.weights()) == before
     found, passed_over = newest_checkpoint(tmp_path / "run" / CHECKPOINTS_FOLDER, shapes)
     assert found is not None
     assert (found.step, passed_over) == (BAD - BAD % INTERVAL, [])
-    lines = [json.loads(line) for line in (tmp_path / "run" / METRICS_FILE).read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / METRICS_FILE).read_text().splitlines()
+    ]
     assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(BAD))
     last = go(begin(name, as_it_is), out=tmp_path / "run", checkpoint_every=INTERVAL, resume=True)
     assert digest(last.arrays) == at_the_end

@@ -1,4 +1,6 @@
-"""Both Adams take the steps of torch's AdamW in float64 and in float32, and the comparison that says so can fail."""
+"""Both Adams take the steps of torch's AdamW in float64 and in float32, and the comparison that
+says so can fail.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,15 +41,15 @@ from parity_tests.adam_runs import (
 )
 from parity_tests.cases import CONFIGS, perturbed_arrays
 from pe_core import Features, LearnedTable, ModelConfig, TrainConfig
-from pe_core.config import CLIP_EPSILON
-from pe_core.parameters import parameters
-from pe_core.parity.budget import BUDGETS
-from pe_core.parity.compare import compare, distance
-from pe_core.parity.trace import Trace
-from pe_core.random import derive, normal
-from pe_core.schedule import Schedule, make_schedule
+from pe_core.model.parameters import parameters
+from pe_core.model.random import derive, normal
+from pe_core.training.config import CLIP_EPSILON
+from pe_core.training.schedule import Schedule, make_schedule
 from pe_flax.optimizer import AdamState
 from pe_flax.optimizer import make_optimizer as make_flax
+from pe_parity.budgets import BUDGETS
+from pe_parity.compare import compare, distance
+from pe_parity.trace import Trace
 from pe_torch.optimizer import make_optimizer as make_torch
 from pe_torch.weights import load_arrays, to_arrays
 
@@ -72,12 +74,20 @@ def numpy_run(case: Case, fault: Fault | None = None) -> Trace:
     """Adam once more, from the paper, in float64 NumPy, right or with a fault."""
     fault = fault or Fault()
     weights = {name: array.astype(np.float64) for name, array in initial().items()}
-    first, second = ({name: np.zeros(array.shape) for name, array in weights.items()} for _ in range(2))
+    first, second = (
+        {name: np.zeros(array.shape) for name, array in weights.items()} for _ in range(2)
+    )
     for step in range(case.steps):
-        gradients = {name: array[step].astype(np.float64) for name, array in stream(case.steps).items()}
+        gradients = {
+            name: array[step].astype(np.float64) for name, array in stream(case.steps).items()
+        }
         norm = np.sqrt(sum((gradient**2).sum() for gradient in gradients.values()))
         rate = case.schedule(fault.step_of_rate(step))
-        corrections = [1.0 - fault.correction_dtype(beta) ** fault.correction_dtype(fault.step_of_correction(step)) for beta in BETAS]
+        corrections = [
+            1.0
+            - fault.correction_dtype(beta) ** fault.correction_dtype(fault.step_of_correction(step))
+            for beta in BETAS
+        ]
         for name, gradient in gradients.items():
             if case.max_gradient_norm is not None:
                 size = np.linalg.norm(gradient) if fault.clip_each else norm
@@ -146,27 +156,44 @@ def test_the_comparison_can_fail(fault: str) -> None:
 
 
 def test_the_stream_exercises_clipping_and_epsilon() -> None:
-    norms = np.sqrt(sum((gradients.astype(np.float64).reshape(STEPS, -1) ** 2).sum(axis=1) for gradients in stream().values()))
+    norms = np.sqrt(
+        sum(
+            (gradients.astype(np.float64).reshape(STEPS, -1) ** 2).sum(axis=1)
+            for gradients in stream().values()
+        )
+    )
     assert (norms < CLIP).sum() > STEPS // 10
     assert (norms > CLIP).sum() > STEPS // 10
-    assert min(np.sqrt(referee(FULL)[f"gradient/second/{name}"]).min() for name in SHAPES) < 100 * EPS
+    assert (
+        min(np.sqrt(referee(FULL)[f"gradient/second/{name}"]).min() for name in SHAPES) < 100 * EPS
+    )
 
 
 # --- Bias corrections ---
 
-TIMES = np.unique(np.r_[1:60, np.geomspace(60, 50_000, 300).astype(int), 36_800, 37_412, 37_413, 50_000])
+TIMES = np.unique(
+    np.r_[1:60, np.geomspace(60, 50_000, 300).astype(int), 36_800, 37_412, 37_413, 50_000]
+)
 
 
-def read_from_flax(schedule: Any, betas: tuple[float, float], dtype: Any = np.float32) -> tuple[np.ndarray, np.ndarray]:
-    """One update at each of the times, of moments and gradients that are 1: what it adds, and the second moment then."""
+def read_from_flax(
+    schedule: Any, betas: tuple[float, float], dtype: Any = np.float32
+) -> tuple[np.ndarray, np.ndarray]:
+    """One update at each of the times, of moments and gradients that are 1: what it adds, and the
+    second moment then.
+    """
     optimizer = pe_flax.adam(schedule, betas=betas, eps=0.0)
     ones = jnp.ones(len(TIMES), dtype)
-    updates, state = optimizer.update(ones, AdamState(jnp.asarray(TIMES - 1, jnp.int32), ones, ones))
+    updates, state = optimizer.update(
+        ones, AdamState(jnp.asarray(TIMES - 1, jnp.int32), ones, ones)
+    )
     assert isinstance(state, AdamState)
     return np.asarray(updates), np.asarray(state.nu)
 
 
-def read_from_torch(rate: float, betas: tuple[float, float], dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
+def read_from_torch(
+    rate: float, betas: tuple[float, float], dtype: torch.dtype
+) -> tuple[np.ndarray, np.ndarray]:
     """The same for torch, where each weight has its own time."""
     weights = [nn.Parameter(torch.zeros((), dtype=dtype)) for _ in TIMES]
     optimizer = pe_torch.Adam(weights, lambda step: rate, betas=betas, eps=0.0)
@@ -185,12 +212,16 @@ def test_step_sizes_are_exact_in_both_wings(rate: float) -> None:
     expected = np.array([rate / (1.0 - 0.9 ** int(time)) for time in TIMES]).astype(np.float32)
     assert np.array_equal(read_from_flax(rate, (0.9, 0.0))[0], -expected)
     assert np.array_equal(read_from_flax(Schedule(rate), (0.9, 0.0))[0], -expected)
-    assert np.array_equal(read_from_torch(rate, (0.9, 0.0), torch.float32)[0].astype(np.float32), -expected)
+    assert np.array_equal(
+        read_from_torch(rate, (0.9, 0.0), torch.float32)[0].astype(np.float32), -expected
+    )
 
 
 def test_step_sizes_of_a_schedule_are_exact() -> None:
     schedule = Schedule(PEAK, "warmup_cosine", 300, 40_000)
-    expected = np.array([schedule(int(time) - 1) / (1.0 - 0.9 ** int(time)) for time in TIMES]).astype(np.float32)
+    expected = np.array(
+        [schedule(int(time) - 1) / (1.0 - 0.9 ** int(time)) for time in TIMES]
+    ).astype(np.float32)
     assert np.array_equal(read_from_flax(schedule, (0.9, 0.0))[0], -expected)
     assert expected[-1] == 0.0
 
@@ -201,7 +232,10 @@ def test_the_root_of_the_second_correction_is_exact() -> None:
     updates, second = read_from_flax(1.0, (0.0, 0.999))
     assert np.array_equal(updates, -(np.float32(1.0) / (np.sqrt(second) / roots)))
     updates, second = read_from_torch(1.0, (0.0, 0.999), torch.float32)
-    assert np.array_equal(updates.astype(np.float32), -(np.float32(1.0) / (np.sqrt(second.astype(np.float32)) / roots)))
+    assert np.array_equal(
+        updates.astype(np.float32),
+        -(np.float32(1.0) / (np.sqrt(second.astype(np.float32)) / roots)),
+    )
 
 
 def test_float64_corrections_are_those_of_python() -> None:
@@ -216,11 +250,20 @@ def test_float64_corrections_are_those_of_python() -> None:
 # --- The optimizer of a run ---
 
 TINY = ModelConfig(
-    inputs=Features(3), num_classes=2, d_model=4, num_heads=2, num_layers=1, d_ff=5, encodings=(LearnedTable(6),), pooling="cls"
+    inputs=Features(3),
+    num_classes=2,
+    d_model=4,
+    num_heads=2,
+    num_layers=1,
+    d_ff=5,
+    encodings=(LearnedTable(6),),
+    pooling="cls",
 )
 
 
-def model_steps(config: ModelConfig, train: TrainConfig, gradients: Arrays, arrays: Arrays, total: int) -> tuple[Arrays, Arrays]:
+def model_steps(
+    config: ModelConfig, train: TrainConfig, gradients: Arrays, arrays: Arrays, total: int
+) -> tuple[Arrays, Arrays]:
     """The weights after steps with the given gradients, in torch and in JAX."""
     model = pe_torch.SequenceClassifier(config)
     load_arrays(model, arrays)
@@ -239,19 +282,31 @@ def model_steps(config: ModelConfig, train: TrainConfig, gradients: Arrays, arra
 def test_the_optimizers_of_a_run_agree(optimizer: Any) -> None:
     total = 40
     train = TrainConfig(
-        learning_rate=PEAK, schedule="warmup_cosine", warmup_steps=5, weight_decay=0.1, max_gradient_norm=1e3, optimizer=optimizer
+        learning_rate=PEAK,
+        schedule="warmup_cosine",
+        warmup_steps=5,
+        weight_decay=0.1,
+        max_gradient_norm=1e3,
+        optimizer=optimizer,
     )
     arrays = perturbed_arrays(TINY)
     gradients = {
-        name: normal(derive(3, number), (total, *array.shape)).astype(np.float32) for number, (name, array) in enumerate(arrays.items())
+        name: normal(derive(3, number), (total, *array.shape)).astype(np.float32)
+        for number, (name, array) in enumerate(arrays.items())
     }
     left, right = model_steps(TINY, train, gradients, arrays, total)
 
     weights, schedule = live(arrays, "float64"), make_schedule(train, total)
     decays = {item.name for item in parameters(TINY) if item.decay}
     by_decay = [
-        {"params": [weight for name, weight in weights.items() if name in decays], "weight_decay": 0.1},
-        {"params": [weight for name, weight in weights.items() if name not in decays], "weight_decay": 0.0},
+        {
+            "params": [weight for name, weight in weights.items() if name in decays],
+            "weight_decay": 0.1,
+        },
+        {
+            "params": [weight for name, weight in weights.items() if name not in decays],
+            "weight_decay": 0.0,
+        },
     ]
     truth = torch.optim.AdamW(by_decay, PEAK, foreach=False)
     # LambdaLR counts as we do: the first step is step 0, and the rate is read before it is counted.
@@ -263,7 +318,12 @@ def test_the_optimizers_of_a_run_agree(optimizer: Any) -> None:
     final = {name: weight.detach().numpy() for name, weight in weights.items()}
     moved = {f"weights/{name}": final[name] - arrays[name] for name in arrays}
     traces = [{f"weights/{name}": tree[name] for name in arrays} for tree in (final, left, right)]
-    assert compare(traces[0], {"torch": traces[1], "flax": traces[2]}, "float32", moved=moved).first_failure is None
+    assert (
+        compare(
+            traces[0], {"torch": traces[1], "flax": traces[2]}, "float32", moved=moved
+        ).first_failure
+        is None
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["exact", "stock"])
@@ -274,11 +334,15 @@ def test_tables_norms_and_biases_do_not_decay(name: str, optimizer: Any) -> None
     train = TrainConfig(learning_rate=0.5, weight_decay=1.0, optimizer=optimizer)
     linear = {key for key, array in arrays.items() if key.endswith(".weight") and array.ndim == 2}
     kept = (
-        {"encodings.1.table", "pooling.query", "norm.weight", "layers.0.attention.qkv.bias"} if name == "both" else {"input.table", "cls"}
+        {"encodings.1.table", "pooling.query", "norm.weight", "layers.0.attention.qkv.bias"}
+        if name == "both"
+        else {"input.table", "cls"}
     )
     assert linear
     assert kept < arrays.keys() - linear
     for found in model_steps(config, train, gradients, arrays, 1):
-        assert {key for key, array in found.items() if not np.array_equal(array, arrays[key])} == linear
+        assert {
+            key for key, array in found.items() if not np.array_equal(array, arrays[key])
+        } == linear
         # Half of each weight goes: the powers of two are exact.
         assert all(np.array_equal(found[key], 0.5 * arrays[key]) for key in linear)

@@ -1,4 +1,6 @@
-"""The random numbers are those of Random123 and jax.random, the same bits in all columns, and dropout masks look like chance."""
+"""The random numbers are those of Random123 and jax.random, the same bits in all columns, and
+dropout masks look like chance.
+"""
 
 import hashlib
 import math
@@ -21,11 +23,9 @@ import pe_torch
 import pe_torch.dropout
 from parity_tests.cases import CONFIGS, small_batch, small_config
 from pe_core import Tokens
-from pe_core.dropout_places import PLACES, count_places, dropout_place
-from pe_core.initial import initial_arrays
-from pe_core.parity.budget import BUDGETS
-from pe_core.parity.compare import distance
-from pe_core.random import (
+from pe_core.model.dropout_places import PLACES, count_places, dropout_place
+from pe_core.model.initial import initial_arrays
+from pe_core.model.random import (
     DROPOUT,
     DROPOUT_LEVELS,
     Key,
@@ -42,14 +42,17 @@ from pe_core.random import (
     threefry2x32,
     uniform,
 )
-from pe_core.reference.encoder import Run
+from pe_parity.budgets import BUDGETS
+from pe_parity.compare import distance
+from pe_parity.reference.encoder import Run
 
 COLUMNS = ("numpy", "torch", "flax")
 LARGEST = (1 << 32) - 1
 # Seeds with nothing, something and everything in the high word.
 SEEDS = (0, 1, 1 << 31, LARGEST, (5 << 32) + 7, (1 << 63) - 1)
 RATES = (0.0, 1 / DROPOUT_LEVELS, 0.1, 0.5, 0.93, 1 - 1 / DROPOUT_LEVELS)
-# Both ends of a block of step keys, steps that are negative as signed numbers, and a block that lies across the sign.
+# Both ends of a block of step keys, steps that are negative as signed numbers, and a block that
+# lies across the sign.
 STEPS = (0, 1, 255, 256, 257, 255, (1 << 31) - 1, 1 << 31, (1 << 31) + 5, LARGEST)
 
 Words = np.ndarray
@@ -73,9 +76,15 @@ def column_threefry(column: str, key: Words, high: Words, low: Words) -> list[Wo
         case "numpy":
             return list(threefry2x32(key, high, low))
         case "torch":
-            return [from_torch(word) for word in pe_torch.dropout.threefry2x32(*map(to_torch, (key, high, low)))]
+            return [
+                from_torch(word)
+                for word in pe_torch.dropout.threefry2x32(*map(to_torch, (key, high, low)))
+            ]
         case _:
-            return [np.asarray(word) for word in pe_flax.dropout.threefry2x32(*map(jnp.asarray, (key, high, low)))]
+            return [
+                np.asarray(word)
+                for word in pe_flax.dropout.threefry2x32(*map(jnp.asarray, (key, high, low)))
+            ]
 
 
 def column_fold_in(column: str, key: Words, data: Words) -> Words:
@@ -93,7 +102,9 @@ def column_keep(column: str, key: Key, shape: tuple[int, ...], rate: float) -> n
         case "numpy":
             return dropout_keep(key, shape, rate)
         case "torch":
-            return pe_torch.dropout.dropout_keep((signed(key[0]), signed(key[1])), shape, rate).numpy()
+            return pe_torch.dropout.dropout_keep(
+                (signed(key[0]), signed(key[1])), shape, rate
+            ).numpy()
         case _:
             return np.asarray(pe_flax.dropout.dropout_keep(jnp.asarray(key), shape, rate))
 
@@ -110,7 +121,9 @@ def column_keep(column: str, key: Key, shape: tuple[int, ...], rate: float) -> n
         ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
     ],
 )
-def test_known_answers_of_random123(column: str, key_words: tuple[int, ...], counter: tuple[int, ...], answer: tuple[int, ...]) -> None:
+def test_known_answers_of_random123(
+    column: str, key_words: tuple[int, ...], counter: tuple[int, ...], answer: tuple[int, ...]
+) -> None:
     high, low = (np.array([word], np.uint32) for word in counter)
     found = column_threefry(column, np.array(key_words, np.uint32), high, low)
     assert tuple(int(word[0]) for word in found) == answer
@@ -119,7 +132,9 @@ def test_known_answers_of_random123(column: str, key_words: tuple[int, ...], cou
 @pytest.mark.parametrize("column", COLUMNS[1:])
 def test_threefry_is_the_same_in_all_columns(column: str) -> None:
     keys, high, low = bits(key(1), 2000).reshape(-1, 2), bits(key(2), 1000), bits(key(3), 1000)
-    for found, expected in zip(column_threefry(column, keys, high, low), threefry2x32(keys, high, low), strict=True):
+    for found, expected in zip(
+        column_threefry(column, keys, high, low), threefry2x32(keys, high, low), strict=True
+    ):
         assert np.array_equal(found, expected)
 
 
@@ -130,7 +145,9 @@ def test_keys_bits_and_uniforms_are_those_of_jax(seed: int) -> None:
         theirs = jax.random.key(seed, impl="threefry2x32")
         assert np.array_equal(jax.random.key_data(theirs), key(seed))
         assert np.array_equal(jax.random.bits(theirs, (1001,), jnp.uint32), bits(key(seed), 1001))
-        assert np.array_equal(jax.random.uniform(theirs, (7, 11), dtype=jnp.float64), uniform(key(seed), (7, 11)))
+        assert np.array_equal(
+            jax.random.uniform(theirs, (7, 11), dtype=jnp.float64), uniform(key(seed), (7, 11))
+        )
     assert uniform(key(seed)).shape == ()
 
 
@@ -138,7 +155,9 @@ def test_keys_bits_and_uniforms_are_those_of_jax(seed: int) -> None:
 def test_fold_in_is_that_of_jax(column: str) -> None:
     base = key(SEEDS[-2])
     data = np.array([0, 1, 255, 256, (1 << 31) - 1, 1 << 31, LARGEST], np.uint32)
-    folded = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.wrap_key_data(jnp.asarray(base), impl="threefry2x32"), jnp.asarray(data))
+    folded = jax.vmap(jax.random.fold_in, (None, 0))(
+        jax.random.wrap_key_data(jnp.asarray(base), impl="threefry2x32"), jnp.asarray(data)
+    )
     assert np.array_equal(column_fold_in(column, base, data), jax.random.key_data(folded))
     # A row of keys against a row of numbers, as for steps and places.
     keys = column_fold_in(column, base, data)[:, None]
@@ -147,7 +166,14 @@ def test_fold_in_is_that_of_jax(column: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seed", "error"), [(-1, ValueError), (1 << 63, ValueError), (True, TypeError), (1.0, TypeError), ("1", TypeError)]
+    ("seed", "error"),
+    [
+        (-1, ValueError),
+        (1 << 63, ValueError),
+        (True, TypeError),
+        (1.0, TypeError),
+        ("1", TypeError),
+    ],
 )
 def test_a_bad_seed_is_refused(seed: Any, error: type[Exception]) -> None:
     # With shapes and types checked, what is no integer at all stops before our own words.
@@ -159,7 +185,8 @@ def test_normals_are_normal() -> None:
     drawn = normal(key(4), (499, 401))
     count = drawn.size
     assert normal(key(4), (3, 3)).shape == (3, 3)
-    # Mean, variance, skewness and kurtosis, each over its standard error; and the two halves of Box-Muller against each other.
+    # Mean, variance, skewness and kurtosis, each over its standard error; and the two halves of
+    # Box-Muller against each other.
     moments = [drawn.mean(), (drawn**2).mean() - 1.0, (drawn**3).mean(), (drawn**4).mean() - 3.0]
     errors = np.sqrt(np.array([1.0, 2.0, 15.0, 96.0]) / count)
     pairs = drawn.reshape(-1)[: count - 1].reshape(-1, 2)
@@ -209,7 +236,10 @@ def test_initial_weights_are_pinned(name: str, seed: int) -> None:
 
 
 def test_a_weight_depends_on_its_name_and_shape_alone() -> None:
-    plain, tokens = initial_arrays(small_config(), 3), initial_arrays(small_config(inputs=Tokens(11), pooling="cls", num_layers=3), 3)
+    plain, tokens = (
+        initial_arrays(small_config(), 3),
+        initial_arrays(small_config(inputs=Tokens(11), pooling="cls", num_layers=3), 3),
+    )
     shared = plain.keys() & tokens.keys()
     assert len(shared) == len(plain) - 2
     assert all(np.array_equal(plain[name], tokens[name]) for name in shared)
@@ -226,7 +256,9 @@ MASKS = "580a5e7fee6a11b1"
 
 
 def python_keep(key: Key, shape: tuple[int, ...], rate: float) -> np.ndarray:
-    """The dropout hash once more, in whole numbers: two keyed rounds of lowbias32, sixteen bits to an element, low half first."""
+    """The dropout hash once more, in whole numbers: two keyed rounds of lowbias32, sixteen bits to
+    an element, low half first.
+    """
 
     def lowbias32(x: int) -> int:
         x ^= x >> 16
@@ -242,7 +274,8 @@ def python_keep(key: Key, shape: tuple[int, ...], rate: float) -> np.ndarray:
             word = row * -(-columns // 2) + column // 2
             word = lowbias32(lowbias32(word ^ int(key[0])) ^ int(key[1]))
             half = word >> 16 if column % 2 else word & 0xFFFF
-            # As an unsigned level: those with the sign bit are the lower half of the signed numbers.
+            # As an unsigned level: those with the sign bit are the lower half of the signed
+            # numbers.
             kept.append((half ^ 0x8000) >= dropout_threshold(rate))
     return np.array(kept).reshape(shape)
 
@@ -252,12 +285,18 @@ def python_keep(key: Key, shape: tuple[int, ...], rate: float) -> np.ndarray:
 def test_masks_are_the_same_in_all_columns(column: str, shape: tuple[int, ...]) -> None:
     for one in KEYS:
         for rate in RATES:
-            assert np.array_equal(column_keep(column, one, shape, rate), python_keep(one, shape, rate))
+            assert np.array_equal(
+                column_keep(column, one, shape, rate), python_keep(one, shape, rate)
+            )
 
 
 @pytest.mark.parametrize("column", COLUMNS)
 def test_masks_are_pinned(column: str) -> None:
-    masks = [column_keep(column, derive(7, DROPOUT, step), (2, 3, 3), rate) for step in range(3) for rate in RATES]
+    masks = [
+        column_keep(column, derive(7, DROPOUT, step), (2, 3, 3), rate)
+        for step in range(3)
+        for rate in RATES
+    ]
     assert digest(*map(np.packbits, masks)) == MASKS
 
 
@@ -268,7 +307,9 @@ def test_rows_can_be_drawn_on_their_own(column: str) -> None:
     assert np.array_equal(whole[:2], column_keep(column, KEYS[0], (2, 7), 0.3))
 
 
-def reference_dropout(rate: float, seed: int, step: int | None, place: Any, layer: int, x: np.ndarray) -> np.ndarray:
+def reference_dropout(
+    rate: float, seed: int, step: int | None, place: Any, layer: int, x: np.ndarray
+) -> np.ndarray:
     return Run(small_config(dropout=rate), {}, {}, seed, step).dropout(place, layer, x)
 
 
@@ -277,7 +318,10 @@ def test_the_masks_of_a_step_are_the_same_in_all_columns(seed: int) -> None:
     rate, num_layers, shape = 0.4, 2, (3, 5)
     left = pe_torch.dropout.Dropout(rate, num_layers=num_layers, seed=seed)
     right = pe_flax.dropout.Dropout(rate, num_layers=num_layers, seed=seed)
-    places = [("input", 0), *((place, layer) for layer in range(num_layers) for place in PLACES[1:])]
+    places = [
+        ("input", 0),
+        *((place, layer) for layer in range(num_layers) for place in PLACES[1:]),
+    ]
     ones = np.ones(shape, np.float32)
 
     def flax_masks(step: Any) -> list[jax.Array]:
@@ -288,7 +332,9 @@ def test_the_masks_of_a_step_are_the_same_in_all_columns(seed: int) -> None:
     for step in STEPS:
         drop = left.begin(step)
         for (place, layer), found in zip(places, compiled(np.uint32(step)), strict=True):
-            expected = reference_dropout(rate, seed, step, place, layer, ones.astype(np.float64)).astype(np.float32)
+            expected = reference_dropout(
+                rate, seed, step, place, layer, ones.astype(np.float64)
+            ).astype(np.float32)
             assert np.array_equal(drop(torch.from_numpy(ones), place, layer).numpy(), expected)
             assert np.array_equal(found, expected)
             seen.add(expected.tobytes())
@@ -299,18 +345,23 @@ def test_the_masks_of_a_step_are_the_same_in_all_columns(seed: int) -> None:
 
 
 def test_places_are_numbered_without_gaps() -> None:
-    numbers = [dropout_place(place, layer) for layer in range(3) for place in PLACES if place != "input"]
+    numbers = [
+        dropout_place(place, layer) for layer in range(3) for place in PLACES if place != "input"
+    ]
     assert [dropout_place("input", 0), *numbers] == list(range(count_places(3)))
 
 
 # --- The dropout hash: it looks like chance ---
 
-# How often a check of perfect random numbers may fail, had its keys been chosen by chance: one in a million.
+# How often a check of perfect random numbers may fail, had its keys been chosen by chance: one in a
+# million.
 FALSE_ALARM = 1e-6
 
 
 def farthest(comparisons: int) -> float:
-    """How far from zero, in standard deviations, the farthest of so many scores may lie: by Bonferroni's inequality."""
+    """How far from zero, in standard deviations, the farthest of so many scores may lie: by
+    Bonferroni's inequality.
+    """
     return NormalDist().inv_cdf(1.0 - FALSE_ALARM / (2 * comparisons))
 
 
@@ -332,7 +383,9 @@ class Source:
     def scores(self, key: Key, count: int, rate: float = 0.5) -> np.ndarray:
         """A mask with mean zero and variance one at the rate in force."""
         dropped = dropout_threshold(rate) / DROPOUT_LEVELS
-        return (self.keep(key, (count,), rate) - (1.0 - dropped)) / np.sqrt(dropped * (1.0 - dropped))
+        return (self.keep(key, (count,), rate) - (1.0 - dropped)) / np.sqrt(
+            dropped * (1.0 - dropped)
+        )
 
     def step_keys(self, count: int) -> np.ndarray:
         """The keys of the first steps at the first place."""
@@ -346,18 +399,29 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 def balance(source: Source) -> float:
     """The share kept is that of the rate in force, in the low and in the high half of a word."""
-    masks = [source.scores(one, 1 << 16, rate) for one in source.step_keys(16) for rate in (0.01, 0.1, 0.5, 0.9)]
-    return verdict([mask[half::2].sum() / np.sqrt(len(mask) / 2) for mask in masks for half in (0, 1)])
+    masks = [
+        source.scores(one, 1 << 16, rate)
+        for one in source.step_keys(16)
+        for rate in (0.01, 0.1, 0.5, 0.9)
+    ]
+    return verdict(
+        [mask[half::2].sum() / np.sqrt(len(mask) / 2) for mask in masks for half in (0, 1)]
+    )
 
 
 def lags(source: Source) -> float:
-    """Elements of one mask at distances 1 to 64, at powers of two, and with one bit of the index flipped."""
+    """Elements of one mask at distances 1 to 64, at powers of two, and with one bit of the index
+    flipped.
+    """
     scores, count = [], 1 << 16
     indices = np.arange(count)
     for rate in (0.1, 0.5):
         for one in source.step_keys(4):
             mask = source.scores(one, count, rate)
-            scores += [correlation(mask[:-lag], mask[lag:]) for lag in (*range(1, 65), *(1 << power for power in range(7, 15)))]
+            scores += [
+                correlation(mask[:-lag], mask[lag:])
+                for lag in (*range(1, 65), *(1 << power for power in range(7, 15)))
+            ]
             for power in range(16):
                 lower = indices[(indices >> power) % 2 == 0]
                 scores.append(correlation(mask[lower], mask[lower ^ (1 << power)]))
@@ -369,7 +433,9 @@ def halves(source: Source) -> float:
     scores = []
     for one in source.step_keys(8):
         masks = {rate: source.scores(one, 1 << 16, rate) for rate in (0.1, 0.5, 0.9)}
-        scores += [correlation(low[::2], high[1::2]) for low in masks.values() for high in masks.values()]
+        scores += [
+            correlation(low[::2], high[1::2]) for low in masks.values() for high in masks.values()
+        ]
     return verdict(scores)
 
 
@@ -380,7 +446,9 @@ def keys(source: Source) -> float:
         for other in ((0, 1, 0), (0, 0, 1), (0, 0, 4), (1, 0, 0)):
             pair = []
             for seed, later, place in ((0, 0, 0), other):
-                made = source.keys(seed, np.array([step + later], np.uint32), np.array([1 + place], np.uint32))[0]
+                made = source.keys(
+                    seed, np.array([step + later], np.uint32), np.array([1 + place], np.uint32)
+                )[0]
                 pair.append(source.scores(made, count))
             scores.append(correlation(*pair))
     return verdict(scores)
@@ -400,18 +468,24 @@ def key_bits(source: Source) -> float:
 
 
 def elements(source: Source) -> float:
-    """One element through the steps: its balance, its memory, and its company with every other element."""
+    """One element through the steps: its balance, its memory, and its company with every other
+    element.
+    """
     masks = np.array([source.scores(one, 64) for one in source.step_keys(2048)])
     together = masks.T @ masks / np.sqrt(len(masks))
     later = masks[1:].T @ masks[:-1] / np.sqrt(len(masks) - 1)
-    return verdict([masks.sum(axis=0) / np.sqrt(len(masks)), together[np.triu_indices(64, 1)], later])
+    return verdict(
+        [masks.sum(axis=0) / np.sqrt(len(masks)), together[np.triu_indices(64, 1)], later]
+    )
 
 
 def windows(source: Source) -> float:
-    """No mask is a shifted or permuted piece of another's, not even for the keys of a long run that are nearest to each other.
+    """No mask is a shifted or permuted piece of another's, not even for the keys of a long run that
+    are nearest to each other.
 
-    A shift shows between keys that are close as numbers, a permutation between keys that differ in low bits. Two keys of a run may have
-    a word in common, so a hash that in truth has a key of one word gives the same mask twice.
+    A shift shows between keys that are close as numbers, a permutation between keys that differ in
+    low bits. Two keys of a run may have a word in common, so a hash that in truth has a key of one
+    word gives the same mask twice.
     """
     count, shifts, flips = 1 << 14, 1000, 64
     made = source.step_keys(1 << 18)
@@ -428,7 +502,11 @@ def windows(source: Source) -> float:
             distances = np.arange(-shifts, shifts + 1)
             scores.append(product[distances] / np.sqrt(count - np.abs(distances)))
             blocks, indices = b.reshape(-1, 2), np.arange(count // 2)
-            scores.append(np.array([correlation(a, blocks[indices ^ flip].ravel()) for flip in range(1, flips)]))
+            scores.append(
+                np.array(
+                    [correlation(a, blocks[indices ^ flip].ravel()) for flip in range(1, flips)]
+                )
+            )
     return verdict(scores)
 
 
@@ -444,7 +522,9 @@ def hashed(words: Callable[[Key, np.ndarray], np.ndarray], shift: int = 0) -> So
     """A source with another hash, or another threshold."""
 
     def keep(key: Key, shape: tuple[int, ...], rate: float) -> np.ndarray:
-        found = words(key, np.arange((shape[-1] + 1) // 2, dtype=np.uint32)).astype("<u4").view("<i2")
+        found = (
+            words(key, np.arange((shape[-1] + 1) // 2, dtype=np.uint32)).astype("<u4").view("<i2")
+        )
         return found[: shape[-1]] >= dropout_threshold(rate) - DROPOUT_LEVELS // 2 + shift
 
     return Source(keep)
@@ -462,31 +542,81 @@ def weak(word: np.ndarray) -> np.ndarray:
 def counted(seed: int, steps: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Steps and places added to a key."""
     base = derive(seed, DROPOUT)
-    return np.stack([base[0] + steps * np.uint32(9) + places, np.broadcast_to(base[1], steps.shape)], axis=-1)
+    return np.stack(
+        [base[0] + steps * np.uint32(9) + places, np.broadcast_to(base[1], steps.shape)], axis=-1
+    )
 
 
 right = Source()
 FAULTS: dict[str, tuple[Callable[[Source], float], Source]] = {
-    "key added to the counter": (windows, hashed(lambda key, counter: mix(mix(counter + key[0] + key[1])))),
-    "first word added, second without effect": (windows, hashed(lambda key, counter: mix(mix(counter + key[0])))),
+    "key added to the counter": (
+        windows,
+        hashed(lambda key, counter: mix(mix(counter + key[0] + key[1]))),
+    ),
+    "first word added, second without effect": (
+        windows,
+        hashed(lambda key, counter: mix(mix(counter + key[0]))),
+    ),
     "first round without a key": (windows, hashed(lambda key, counter: mix(mix(counter) ^ key[1]))),
-    "second round without a key": (windows, hashed(lambda key, counter: mix(mix(counter ^ key[0])))),
+    "second round without a key": (
+        windows,
+        hashed(lambda key, counter: mix(mix(counter ^ key[0]))),
+    ),
     "one round": (windows, hashed(lambda key, counter: mix(counter ^ key[0] ^ key[1]))),
-    "one round, second word after it": (windows, hashed(lambda key, counter: mix(counter ^ key[0]) ^ key[1])),
-    "second word without effect": (key_bits, hashed(lambda key, counter: mix(mix(counter ^ key[0])))),
+    "one round, second word after it": (
+        windows,
+        hashed(lambda key, counter: mix(counter ^ key[0]) ^ key[1]),
+    ),
+    "second word without effect": (
+        key_bits,
+        hashed(lambda key, counter: mix(mix(counter ^ key[0]))),
+    ),
     "half of the mixer": (lags, hashed(lambda key, counter: weak(weak(counter ^ key[0]) ^ key[1]))),
-    "half of the mixer, elements": (elements, hashed(lambda key, counter: weak(counter ^ key[0]) ^ key[1])),
-    "same decision twice": (halves, hashed(lambda key, counter: (mix(mix(counter ^ key[0]) ^ key[1]) & 0xFFFF) * np.uint32(0x10001))),
+    "half of the mixer, elements": (
+        elements,
+        hashed(lambda key, counter: weak(counter ^ key[0]) ^ key[1]),
+    ),
+    "same decision twice": (
+        halves,
+        hashed(
+            lambda key, counter: (mix(mix(counter ^ key[0]) ^ key[1]) & 0xFFFF) * np.uint32(0x10001)
+        ),
+    ),
     "high half inverts low": (
         halves,
-        hashed(lambda key, counter: (mix(mix(counter ^ key[0]) ^ key[1]) & 0xFFFF) * np.uint32(0x10001) ^ np.uint32(0xFFFF0000)),
+        hashed(
+            lambda key, counter: (
+                (mix(mix(counter ^ key[0]) ^ key[1]) & 0xFFFF) * np.uint32(0x10001)
+                ^ np.uint32(0xFFFF0000)
+            )
+        ),
     ),
-    "threshold of another rate": (balance, hashed(lambda key, counter: mix(mix(counter ^ key[0]) ^ key[1]), shift=DROPOUT_LEVELS // 256)),
-    "step without effect": (keys, keyed(lambda seed, steps, places: right.keys(seed, np.zeros_like(steps), places))),
-    "step without effect, elements": (elements, keyed(lambda seed, steps, places: right.keys(seed, np.zeros_like(steps), places))),
-    "two steps, one key": (keys, keyed(lambda seed, steps, places: right.keys(seed, steps // 2, places))),
-    "place without effect": (keys, keyed(lambda seed, steps, places: right.keys(seed, steps, np.zeros_like(places)))),
-    "layer without effect": (keys, keyed(lambda seed, steps, places: right.keys(seed, steps, places % 4))),
+    "threshold of another rate": (
+        balance,
+        hashed(
+            lambda key, counter: mix(mix(counter ^ key[0]) ^ key[1]), shift=DROPOUT_LEVELS // 256
+        ),
+    ),
+    "step without effect": (
+        keys,
+        keyed(lambda seed, steps, places: right.keys(seed, np.zeros_like(steps), places)),
+    ),
+    "step without effect, elements": (
+        elements,
+        keyed(lambda seed, steps, places: right.keys(seed, np.zeros_like(steps), places)),
+    ),
+    "two steps, one key": (
+        keys,
+        keyed(lambda seed, steps, places: right.keys(seed, steps // 2, places)),
+    ),
+    "place without effect": (
+        keys,
+        keyed(lambda seed, steps, places: right.keys(seed, steps, np.zeros_like(places))),
+    ),
+    "layer without effect": (
+        keys,
+        keyed(lambda seed, steps, places: right.keys(seed, steps, places % 4)),
+    ),
     "seed without effect": (keys, keyed(lambda seed, steps, places: right.keys(0, steps, places))),
     "step and place added to the key": (windows, keyed(counted)),
 }
@@ -535,7 +665,9 @@ def test_the_mixer_is_a_bijection() -> None:
 # --- Rates ---
 
 
-@pytest.mark.parametrize("rate", [0.0, 1e-9, 1 / DROPOUT_LEVELS, 0.1, 0.25, 1 / 3, 0.5, 0.9, 0.9999999])
+@pytest.mark.parametrize(
+    "rate", [0.0, 1e-9, 1 / DROPOUT_LEVELS, 0.1, 0.25, 1 / 3, 0.5, 0.9, 0.9999999]
+)
 def test_the_rate_in_force_is_a_multiple_of_a_level_and_keeps_the_expectation(rate: float) -> None:
     threshold = dropout_threshold(rate)
     assert abs(threshold - rate * DROPOUT_LEVELS) <= (0.5 if rate < 1 - 1 / DROPOUT_LEVELS else 1.0)
@@ -557,10 +689,16 @@ def test_the_mean_is_kept() -> None:
 
 def test_evaluation_and_rate_zero_keep_x_itself() -> None:
     x, y, z = torch.ones(3), jnp.ones(3), np.ones(3)
-    left, right = pe_torch.dropout.Dropout(0.5, num_layers=1).eval(), pe_flax.dropout.Dropout(0.5, num_layers=1)
+    left, right = (
+        pe_torch.dropout.Dropout(0.5, num_layers=1).eval(),
+        pe_flax.dropout.Dropout(0.5, num_layers=1),
+    )
     right.eval()
     for native in (False, True):
-        nothing = pe_torch.dropout.Dropout(0.0, num_layers=1, native=native), pe_flax.dropout.Dropout(0.0, num_layers=1, native=native)
+        nothing = (
+            pe_torch.dropout.Dropout(0.0, num_layers=1, native=native),
+            pe_flax.dropout.Dropout(0.0, num_layers=1, native=native),
+        )
         for one, other in ((left, right), nothing):
             assert one.begin(None)(x, "input") is x
             assert one.begin(3)(x, "feed_forward_output", 0) is x
@@ -579,15 +717,26 @@ def test_evaluation_and_rate_zero_keep_x_itself() -> None:
 def test_native_dropout_is_the_frameworks_own() -> None:
     count, rate = 1 << 14, 0.3
     torch.manual_seed(0)
-    left = pe_torch.dropout.Dropout(rate, num_layers=1, native=True).begin(0)(torch.ones(count, dtype=torch.float64), "input").numpy()
+    left = (
+        pe_torch.dropout.Dropout(rate, num_layers=1, native=True)
+        .begin(0)(torch.ones(count, dtype=torch.float64), "input")
+        .numpy()
+    )
     torch.manual_seed(0)
-    assert np.array_equal(left, torch.nn.functional.dropout(torch.ones(count, dtype=torch.float64), rate).numpy())
+    assert np.array_equal(
+        left, torch.nn.functional.dropout(torch.ones(count, dtype=torch.float64), rate).numpy()
+    )
     drop = pe_flax.dropout.Dropout(rate, num_layers=1, native=True).begin(0)
     right = np.asarray(drop(jnp.ones(count), "input"))
     assert not np.array_equal(right, np.asarray(drop(jnp.ones(count), "attention_output")))
     for found in (left, right):
-        assert set(np.unique(found).astype(np.float32)) == {np.float32(0.0), np.float32(1 / (1 - rate))}
-        assert abs((found > 0).mean() - (1 - rate)) / np.sqrt(rate * (1 - rate) / count) < farthest(1)
+        assert set(np.unique(found).astype(np.float32)) == {
+            np.float32(0.0),
+            np.float32(1 / (1 - rate)),
+        }
+        assert abs((found > 0).mean() - (1 - rate)) / np.sqrt(rate * (1 - rate) / count) < farthest(
+            1
+        )
 
 
 # --- Dropout in the classifier ---
@@ -596,7 +745,10 @@ def test_native_dropout_is_the_frameworks_own() -> None:
 def test_steps_are_counted_the_same_in_both_wings() -> None:
     config = small_config(dropout=0.2, num_layers=1)
     x = small_batch(config).inputs
-    left, right = pe_torch.SequenceClassifier(config, seed=5), pe_flax.SequenceClassifier(config, seed=5)
+    left, right = (
+        pe_torch.SequenceClassifier(config, seed=5),
+        pe_flax.SequenceClassifier(config, seed=5),
+    )
 
     @nnx.jit
     def flax_logits(model: pe_flax.SequenceClassifier, step: jax.Array | None) -> jax.Array:

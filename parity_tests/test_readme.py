@@ -1,4 +1,4 @@
-"""What the README and the pages of docs/ say holds: their code runs, the tree is the house, the figures keep the bounds."""
+"""The code in README.md and docs/ runs, and the figures keep their bounds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = {
     f"{page.name}-{number}": block
     for page in PAGES
-    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE))
+    for number, block in enumerate(
+        re.findall(
+            r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+        )
+    )
 }
 TREE = re.search(r"^## The house\n\n```\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
@@ -32,40 +36,21 @@ def test_example_comes_early() -> None:
 @pytest.mark.parametrize("name", list(BLOCKS))
 def test_code_runs(name: str, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
-    done = subprocess.run([sys.executable, "-c", BLOCKS[name]], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKS[name]],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
 
 
-def described(tree: str) -> dict[str, set[str]]:
-    """The files and folders that a tree names, by package."""
-    found: dict[str, set[str]] = {}
-    package = ""
-    for line in tree.splitlines():
-        name = line.split()[0]
-        if not line.startswith(" "):
-            package = name.rstrip("/")
-            found[package] = set()
-        else:
-            found[package].add(name.rstrip("/"))
-    return found
-
-
-def present(package: str) -> set[str]:
-    entries = (entry for entry in (ROOT / package).iterdir() if entry.suffix == ".py" or (entry.is_dir() and any(entry.glob("*.py"))))
-    return {entry.name for entry in entries} - {"__init__.py"}
-
-
-def test_tree_is_the_house() -> None:
-    assert TREE is not None
-    found = described(TREE.group(1))
-    assert set(found) == {"pe_core", "pe_torch", "parity_tests", "docs", "benchmarks", "scripts"}
-    assert found["pe_core"] == present("pe_core")
-    assert found["pe_torch"] == present("pe_torch") == present("pe_flax")
-    assert all(name in TREE.group(1) for name in present("scripts"))
-
-
 def test_figures_keep_their_bounds() -> None:
-    rows = re.findall(r"^\| (float\d\d) \|.*\| (\S+) \| (\S+) \| (\S+) \| (\S+) \|$", README, re.MULTILINE)
+    rows = re.findall(
+        r"^\| (float\d\d) \|.*\| (\S+) \| (\S+) \| (\S+) \| (\S+) \|$", README, re.MULTILINE
+    )
     assert len(rows) == 12
     for precision, *figures in rows:
         *measured, bound = map(float, figures)
@@ -73,7 +58,3 @@ def test_figures_keep_their_bounds() -> None:
     equal = re.search(r"(\d[\d,]*) of (\d[\d,]*) weights are the same bits", README)
     assert equal is not None
     assert equal.group(1) == equal.group(2)
-
-
-def test_tree_test_can_fail() -> None:
-    assert described("pe_core/   x\n  config.py  y\n  data/  z") == {"pe_core": {"config.py", "data"}}

@@ -1,4 +1,6 @@
-"""A run that stops and goes on, in the same framework or in the other, is the run that never stopped."""
+"""A run that stops and goes on, in the same framework or in the other, is the run that never
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +16,48 @@ import pytest
 
 from parity_tests.cases import ENGINES
 from pe_core import ComputeConfig, Features, LearnedTable, ModelConfig, TrainConfig
-from pe_core.checkpoint import Checkpoint, CheckpointError, checkpoint_folders, load_checkpoint, save_checkpoint
-from pe_core.config import Precision
 from pe_core.data import Batch, Dataset, dummy
-from pe_core.engine import Engine
-from pe_core.initial import initial_arrays
-from pe_core.run_directory import CHECKPOINTS_FOLDER, METRICS_ARRAY, METRICS_FILE, RECORDS_ARRAY, RunDirectory, checkpoint_shapes
-from pe_core.training import TrainResult, train
-from pe_core.weights import digest
+from pe_core.model.config import Precision
+from pe_core.model.initial import initial_arrays
+from pe_core.storage.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    checkpoint_folders,
+    load_checkpoint,
+    save_checkpoint,
+)
+from pe_core.storage.model_directory import digest
+from pe_core.training.engine import Engine
+from pe_core.training.loop import TrainResult, train
+from pe_core.training.run_directory import (
+    CHECKPOINTS_FOLDER,
+    METRICS_ARRAY,
+    METRICS_FILE,
+    RECORDS_ARRAY,
+    RunDirectory,
+    checkpoint_shapes,
+)
 
 CONFIG = ModelConfig(
-    inputs=Features(16), num_classes=2, d_model=12, num_heads=3, num_layers=1, d_ff=20, encodings=(LearnedTable(10),), dropout=0.1
+    inputs=Features(16),
+    num_classes=2,
+    d_model=12,
+    num_heads=3,
+    num_layers=1,
+    d_ff=20,
+    encodings=(LearnedTable(10),),
+    dropout=0.1,
 )
-# Twelve steps: three epochs of four, the last of each short; the rise of the schedule ends at step 3.
+# Twelve steps: three epochs of four, the last of each short; the rise of the schedule ends at step
+# 3.
 TRAIN = TrainConfig(
-    epochs=3, batch_size=15, schedule="warmup_cosine", warmup_steps=3, weight_decay=0.01, learning_rate=3e-3, max_gradient_norm=0.5
+    epochs=3,
+    batch_size=15,
+    schedule="warmup_cosine",
+    warmup_steps=3,
+    weight_decay=0.01,
+    learning_rate=3e-3,
+    max_gradient_norm=0.5,
 )
 PER_EPOCH, STEPS = 4, 12
 
@@ -36,11 +65,17 @@ PER_EPOCH, STEPS = 4, 12
 @cache
 def data() -> Dataset:
     whole = dummy(0)
-    return dataclasses.replace(whole, train=whole.train.take(np.arange(50)), validation=whole.validation.take(np.arange(20)))
+    return dataclasses.replace(
+        whole,
+        train=whole.train.take(np.arange(50)),
+        validation=whole.validation.take(np.arange(20)),
+    )
 
 
 class Recycled:
-    """Engines that were compiled once, given back to their first state: a test file would compile for minutes otherwise."""
+    """Engines that were compiled once, given back to their first state: a test file would compile
+    for minutes otherwise.
+    """
 
     kept: ClassVar[dict[tuple[str, Precision], tuple[Engine, dict[str, np.ndarray]]]] = {}
 
@@ -66,9 +101,13 @@ class Recycled:
         return engine
 
 
-def go(framework: str, out: Path | None = None, precision: Precision = "float32", **options: Any) -> TrainResult:
+def go(
+    framework: str, out: Path | None = None, precision: Precision = "float32", **options: Any
+) -> TrainResult:
     compute = ComputeConfig(precision=precision)
-    return train(Recycled(framework), CONFIG, data(), train=TRAIN, compute=compute, out=out, **options)
+    return train(
+        Recycled(framework), CONFIG, data(), train=TRAIN, compute=compute, out=out, **options
+    )
 
 
 @cache
@@ -83,8 +122,12 @@ def told(result: TrainResult) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("framework", list(ENGINES))
-@pytest.mark.parametrize("stops", [(1,), (2,), (4,), (6,), (8, 9), (11,), tuple(range(1, 12))], ids=str)
-def test_resumed_run_is_the_same_run(framework: str, stops: tuple[int, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "stops", [(1,), (2,), (4,), (6,), (8, 9), (11,), tuple(range(1, 12))], ids=str
+)
+def test_resumed_run_is_the_same_run(
+    framework: str, stops: tuple[int, ...], tmp_path: Path
+) -> None:
     for number, stop in enumerate(stops):
         part = go(framework, tmp_path / "run", stop_at=stop, resume=number > 0)
         assert (part.finished, part.steps) == (False, stop)
@@ -97,16 +140,18 @@ def test_resumed_run_is_the_same_run(framework: str, stops: tuple[int, ...], tmp
 
 @pytest.mark.parametrize("stops", [(1,), (2,), (4,), (6,), tuple(range(1, 12))], ids=str)
 @pytest.mark.parametrize("first", list(ENGINES))
-def test_a_run_that_changes_sides_ends_on_the_same_bits(first: str, stops: tuple[int, ...], tmp_path: Path) -> None:
+def test_a_run_that_changes_sides_ends_on_the_same_bits(
+    first: str, stops: tuple[int, ...], tmp_path: Path
+) -> None:
     sides = [first, *(name for name in ENGINES if name != first)]
     for number, stop in enumerate(stops):
         go(sides[number % 2], tmp_path / "run", "float64", stop_at=stop, resume=number > 0)
     last = go(sides[len(stops) % 2], tmp_path / "run", "float64", resume=True)
     for framework in ENGINES:
         expected = whole(framework, "float64").arrays
-        assert digest({name: array.astype(np.float32) for name, array in last.arrays.items()}) == digest(
-            {name: array.astype(np.float32) for name, array in expected.items()}
-        )
+        assert digest(
+            {name: array.astype(np.float32) for name, array in last.arrays.items()}
+        ) == digest({name: array.astype(np.float32) for name, array in expected.items()})
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
@@ -115,14 +160,23 @@ def test_the_boundary_is_exact(precision: Precision, tmp_path: Path) -> None:
     go("torch", tmp_path / "run", precision, stop_at=6)
     found = state(tmp_path / "run")
     for number, framework in enumerate(("flax", "torch")):
-        engine = Recycled(framework)(CONFIG, initial_arrays(CONFIG), TRAIN, ComputeConfig(precision=precision), STEPS)
+        engine = Recycled(framework)(
+            CONFIG, initial_arrays(CONFIG), TRAIN, ComputeConfig(precision=precision), STEPS
+        )
         engine.restore(found.arrays)
-        arrays = engine.state() | {name: found.arrays[name] for name in (METRICS_ARRAY, RECORDS_ARRAY)}
-        folder = save_checkpoint(tmp_path / str(number), Checkpoint(found.step, arrays, found.record))
+        arrays = engine.state() | {
+            name: found.arrays[name] for name in (METRICS_ARRAY, RECORDS_ARRAY)
+        }
+        folder = save_checkpoint(
+            tmp_path / str(number), Checkpoint(found.step, arrays, found.record)
+        )
         again = load_checkpoint(folder, lambda record: shapes(record))
         assert set(again.arrays) == set(found.arrays)
         for name, array in again.arrays.items():
-            assert (array.dtype, array.tobytes()) == (found.arrays[name].dtype, found.arrays[name].tobytes()), name
+            assert (array.dtype, array.tobytes()) == (
+                found.arrays[name].dtype,
+                found.arrays[name].tobytes(),
+            ), name
 
 
 def shapes(record: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -152,7 +206,10 @@ def test_no_item_of_the_state_can_be_missing(control: str, framework: str, tmp_p
     CONTROLS[control](found.arrays, found.record)
     save_checkpoint(tmp_path / "run" / CHECKPOINTS_FOLDER, found)
     last = go(framework, tmp_path / "run", resume=True)
-    assert (digest(last.arrays), told(last)) != (digest(whole(framework).arrays), told(whole(framework)))
+    assert (digest(last.arrays), told(last)) != (
+        digest(whole(framework).arrays),
+        told(whole(framework)),
+    )
 
 
 def test_a_step_counted_wrong_is_another_run(tmp_path: Path) -> None:
@@ -160,7 +217,9 @@ def test_a_step_counted_wrong_is_another_run(tmp_path: Path) -> None:
     go("torch", tmp_path / "run", stop_at=6)
     found = state(tmp_path / "run")
     save_checkpoint(tmp_path / "run" / CHECKPOINTS_FOLDER, dataclasses.replace(found, step=7))
-    assert digest(go("torch", tmp_path / "run", resume=True).arrays) != digest(whole("torch").arrays)
+    assert digest(go("torch", tmp_path / "run", resume=True).arrays) != digest(
+        whole("torch").arrays
+    )
 
 
 def test_checkpoints_are_never_older_than_the_interval(tmp_path: Path) -> None:
@@ -222,14 +281,22 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path) -> None:
     ],
     ids=["train", "compute", "data"],
 )
-def test_a_checkpoint_of_another_run_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     go("torch", tmp_path / "run", stop_at=4)
     options: dict[str, Any] = {"train": TRAIN, "compute": ComputeConfig(), "data": data()} | changes
     if options["data"] == "other":
         options["data"] = dataclasses.replace(data(), train=data().train.take(np.arange(50)[::-1]))
     with pytest.raises(CheckpointError, match=message):
         train(
-            ENGINES["torch"], CONFIG, options["data"], train=options["train"], compute=options["compute"], out=tmp_path / "run", resume=True
+            ENGINES["torch"],
+            CONFIG,
+            options["data"],
+            train=options["train"],
+            compute=options["compute"],
+            out=tmp_path / "run",
+            resume=True,
         )
 
 
@@ -252,5 +319,8 @@ def test_a_run_without_a_checkpoint_that_holds_is_refused(tmp_path: Path) -> Non
     go("torch", tmp_path / "run", stop_at=4)
     for path in checkpoint_folders(tmp_path / "run" / CHECKPOINTS_FOLDER):
         (path / "state.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"has no checkpoint to go on from \(.*step-000000004.*\); train again"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"has no checkpoint to go on from \(.*step-000000004.*\); train again",
+    ):
         go("torch", tmp_path / "run", resume=True)

@@ -10,16 +10,17 @@ from torch import nn
 
 from parity_tests.adam_runs import PEAK, STEPS, WARMUP
 from pe_core import TrainConfig
-from pe_core.parity.budget import BUDGETS
-from pe_core.parity.compare import distance
-from pe_core.schedule import Schedule, make_schedule
+from pe_core.training.schedule import Schedule, make_schedule
+from pe_parity.budgets import BUDGETS
+from pe_parity.compare import distance
 
 
 def test_the_closed_form() -> None:
     constant = Schedule(0.3)
     assert [constant(step) for step in (0, 1, 10**9)] == [0.3, 0.3, 0.3]
     schedule = Schedule(0.8, "warmup_cosine", 3, 11)
-    # The rise starts above zero, so that no step is lost; the peak comes right after it; halfway down is half; zero at the end and after.
+    # The rise starts above zero, so that no step is lost; the peak comes right after it; halfway
+    # down is half; zero at the end and after.
     assert [schedule(step) for step in range(4)] == [0.2, 0.4, 0.6000000000000001, 0.8]
     assert [schedule(7), schedule(11), schedule(1000)] == [0.4, 0.0, 0.0]
     assert all(schedule(step) > schedule(step + 1) for step in range(3, 11))
@@ -31,14 +32,20 @@ def test_the_closed_form() -> None:
 
 
 def test_the_cosine_is_that_of_optax_and_torch() -> None:
-    schedule, plain = Schedule(PEAK, "warmup_cosine", WARMUP, STEPS), Schedule(PEAK, "warmup_cosine", 0, STEPS)
+    schedule, plain = (
+        Schedule(PEAK, "warmup_cosine", WARMUP, STEPS),
+        Schedule(PEAK, "warmup_cosine", 0, STEPS),
+    )
     ours = np.array([schedule(step) for step in range(STEPS + 10)])
     with jax.numpy_dtype_promotion("standard"), jax.enable_x64(True):
         counts = jnp.arange(STEPS + 10)
-        same = np.asarray(optax.warmup_cosine_decay_schedule(PEAK / (WARMUP + 1), PEAK, WARMUP, STEPS)(counts))
+        same = np.asarray(
+            optax.warmup_cosine_decay_schedule(PEAK / (WARMUP + 1), PEAK, WARMUP, STEPS)(counts)
+        )
         default = np.asarray(optax.warmup_cosine_decay_schedule(0.0, PEAK, WARMUP, STEPS)(counts))
     assert distance(same, ours, ours) <= BUDGETS["tap", "float64"].bound
-    # Its default start is zero, so that its first step does nothing; from the peak on the two are one.
+    # Its default start is zero, so that its first step does nothing; from the peak on the two are
+    # one.
     assert default[0] == 0.0 < ours[0]
     assert distance(default[WARMUP:], ours[WARMUP:], ours) <= BUDGETS["tap", "float64"].bound
 
@@ -55,5 +62,8 @@ def test_the_cosine_is_that_of_optax_and_torch() -> None:
 
 @pytest.mark.parametrize(("warmup", "total"), [(10, 10), (11, 10), (0, 0), (-1, 10)])
 def test_a_rise_as_long_as_the_run_is_refused(warmup: int, total: int) -> None:
-    with pytest.raises(ValueError, match=rf"^warmup_steps must be fewer than the steps of the run, got {warmup} of {total}$"):
+    with pytest.raises(
+        ValueError,
+        match=rf"^warmup_steps must be fewer than the steps of the run, got {warmup} of {total}$",
+    ):
         Schedule(PEAK, "warmup_cosine", warmup, total)

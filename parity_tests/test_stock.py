@@ -1,4 +1,6 @@
-"""A run of torch's or optax's own Adam goes on in either framework, and one of ours in theirs; what would go on wrongly is refused."""
+"""A run of torch's or optax's own Adam goes on in either framework, and one of ours in theirs; what
+would go on wrongly is refused.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +36,10 @@ from parity_tests.stock_runs import (
     stopped,
 )
 from pe_core import ComputeConfig
-from pe_core.config import Precision
-from pe_core.engine import Engine
-from pe_core.engine_state import COUNT
-from pe_core.parity.compare import compare
+from pe_core.model.config import Precision
+from pe_core.training.engine import Engine
+from pe_core.training.state import COUNT
+from pe_parity.compare import compare
 from pe_torch.optimizer import parameter_groups
 
 
@@ -47,7 +49,9 @@ def engine(framework: str, precision: Precision) -> Engine:
 
 
 def gone_on(where: str, state: Arrays, precision: Precision) -> Arrays:
-    """The state after the last steps, taken by `engine torch`, `engine flax`, `stock torch` or `stock flax`."""
+    """The state after the last steps, taken by `engine torch`, `engine flax`, `stock torch` or
+    `stock flax`.
+    """
     kind, framework = where.split()
     if kind == "stock":
         run = STOCK[framework](precision)
@@ -89,8 +93,14 @@ def test_a_stock_run_goes_on_anywhere(first: str, then: str, precision: Precisio
 @pytest.mark.parametrize("what", ["adam/count", "adam/m", "adam/v"])
 def test_the_comparison_can_fail(what: str) -> None:
     state = stopped("torch", "float64")
-    lost = {name: np.zeros_like(array) if name.startswith(what) else array for name, array in state.items()}
-    assert first_failure(gone_on("engine torch", lost, "float64"), truth("torch"), "float32") is not None
+    lost = {
+        name: np.zeros_like(array) if name.startswith(what) else array
+        for name, array in state.items()
+    }
+    assert (
+        first_failure(gone_on("engine torch", lost, "float64"), truth("torch"), "float32")
+        is not None
+    )
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
@@ -127,7 +137,10 @@ def test_our_own_adam_goes_in_and_out_too() -> None:
     counters = pe_torch.export_adam(state, model, ours)
     assert [group["count"] for group in ours.param_groups] == [BEFORE, BEFORE]
     assert {"param_groups[0]['count']", "param_groups[1]['count']"} < set(counters)
-    assert all(np.array_equal(array, state[name]) for name, array in pe_torch.import_adam(model, ours).items())
+    assert all(
+        np.array_equal(array, state[name])
+        for name, array in pe_torch.import_adam(model, ours).items()
+    )
     run = StockFlax("float32", pe_flax.adam(RATE, weight_decay=0.1))
     assert run.put(state) == ("step", "opt_state.count")
     assert all(np.array_equal(array, state[name]) for name, array in run.take().items())
@@ -153,8 +166,13 @@ def test_a_forgotten_counter_of_torch_is_caught() -> None:
     assert sorted(counters) == sorted(f"state[{name}]['step']" for name in NAMES)
     for name in NAMES:
         wrong, _, run = torch_weights(f"state[{name}]['step']")
-        assert [other for other in NAMES if not np.array_equal(wrong[other], right[other])] == [name]
-        with pytest.raises(ValueError, match=rf"^steps differ: 1 of {re.escape(name)}, {BEFORE + 1} of .*; give every weight"):
+        assert [other for other in NAMES if not np.array_equal(wrong[other], right[other])] == [
+            name
+        ]
+        with pytest.raises(
+            ValueError,
+            match=rf"^steps differ: 1 of {re.escape(name)}, {BEFORE + 1} of .*; give every weight",
+        ):
             run.take()
 
 
@@ -167,7 +185,8 @@ CHAINS = {
         optax.scale_by_learning_rate(scheduled("float32")),
     ),
     "inject": lambda: optax.chain(
-        optax.clip_by_global_norm(1.0), optax.inject_hyperparams(optax.adamw)(scheduled("float32"), weight_decay=0.1)
+        optax.clip_by_global_norm(1.0),
+        optax.inject_hyperparams(optax.adamw)(scheduled("float32"), weight_decay=0.1),
     ),
 }
 COUNTERS = {
@@ -206,5 +225,7 @@ def test_a_forgotten_counter_of_optax_is_caught(chain: str) -> None:
         wrong, run = flax_weights(chain, counter)
         same = [name for name in NAMES if np.array_equal(wrong[name], right[name])]
         assert same == (NAMES if counter in BOOKS[chain] else []), counter
-        with pytest.raises(ValueError, match=rf"^counts differ: 1 in {re.escape(counter)}, {BEFORE + 1} in "):
+        with pytest.raises(
+            ValueError, match=rf"^counts differ: 1 in {re.escape(counter)}, {BEFORE + 1} in "
+        ):
             run.take()

@@ -1,7 +1,5 @@
-"""`python -m pe_core` is the command `pe`."""
+"""`python -m pe_core`, the command `pe` under its former name; use `python -m pe_cli`."""
 
-import sys
+import runpy
 
-from pe_core.cli import main
-
-sys.exit(main())
+runpy.run_module("pe_cli", run_name="__main__", alter_sys=True)

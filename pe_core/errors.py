@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, fields
+from typing import Any
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -21,7 +24,9 @@ def require_one_of(what: str, value: object, known: Sequence[str]) -> None:
 
 
 def require_integer(what: str, value: object, minimum: int, maximum: int = 1 << 31) -> None:
-    """Raise a TypeError unless the value is an integer, a ValueError unless it lies in minimum .. maximum."""
+    """Raise a TypeError unless the value is an integer, a ValueError unless it lies in minimum ..
+    maximum.
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{what} must be an integer, got {value!r}")
     if not minimum <= value <= maximum:
@@ -29,14 +34,28 @@ def require_integer(what: str, value: object, minimum: int, maximum: int = 1 << 
 
 
 def require_number(
-    what: str, value: object, minimum: float, maximum: float = math.inf, *, open_minimum: bool = False, open_maximum: bool = False
+    what: str,
+    value: object,
+    minimum: float,
+    maximum: float = math.inf,
+    *,
+    open_minimum: bool = False,
+    open_maximum: bool = False,
 ) -> None:
-    """Raise a TypeError unless the value is a finite number, a ValueError unless it lies in minimum .. maximum."""
+    """Raise a TypeError unless the value is a finite number, a ValueError unless it lies in minimum
+    .. maximum.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{what} must be a number, got {value!r}")
-    outside = not minimum <= value <= maximum or (open_maximum and value == maximum) or (open_minimum and value == minimum)
+    outside = (
+        not minimum <= value <= maximum
+        or (open_maximum and value == maximum)
+        or (open_minimum and value == minimum)
+    )
     if outside or not math.isfinite(value):
-        interval = f"{'(' if open_minimum else '['}{minimum:g}, {maximum:g}{')' if open_maximum else ']'}"
+        interval = (
+            f"{'(' if open_minimum else '['}{minimum:g}, {maximum:g}{')' if open_maximum else ']'}"
+        )
         raise ValueError(f"{what} must be finite and lie in {interval}, got {value}")
 
 
@@ -44,3 +63,22 @@ def require_boolean(what: str, value: object) -> None:
     """Raise a TypeError unless the value is a boolean."""
     if not isinstance(value, bool):
         raise TypeError(f"{what} must be True or False, got {value!r}")
+
+
+def require_fields(kind: type, record: Any) -> dict[str, Any]:
+    """Return the record as keyword arguments of a dataclass, all wrong names reported at once."""
+    if not isinstance(record, dict):
+        raise ValueError(f"{kind.__name__} must be a JSON object, got {json.dumps(record)[:80]}")
+    known = {field.name: field for field in fields(kind)}
+    problems = [
+        f"unknown field {name!r} ({nearest(name, known)})" for name in record if name not in known
+    ]
+    required = [
+        name
+        for name, field in known.items()
+        if field.default is MISSING and field.default_factory is MISSING
+    ]
+    problems += [f"missing field {name!r}" for name in required if name not in record]
+    if problems:
+        raise ValueError(f"{kind.__name__}: {'; '.join(problems)}")
+    return dict(record)

@@ -3,7 +3,7 @@
 from pe_flax.encoder import Encoder, SequenceClassifier
 from pe_flax.encodings import LearnedTableEncoding, SinusoidalEncoding
 from pe_flax.optimizer import adam
-from pe_flax.stock import export_adam, import_adam
+from pe_flax.stock_optimizer import export_adam, import_adam
 from pe_flax.weights import from_arrays, load, save, to_arrays
 
 __all__ = [

@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float
 
-from pe_core.config import MASKED_LOGIT, ComputeConfig, ModelConfig
+from pe_core.model.config import MASKED_LOGIT, ComputeConfig, ModelConfig
 from pe_flax.dropout import Drop
 from pe_flax.layers import Linear
 
@@ -26,7 +26,8 @@ def attend(
     dropout: Callable[[Array], Array],
     tap: Callable[[str, Array], None] | None = None,
 ) -> Float[Array, "batch queries heads d_head"]:
-    """Return the mixed values; logits and softmax are float32 (float64 for float64 inputs), and a query without a key gets zeros.
+    """Return the mixed values; logits and softmax are float32 (float64 for float64 inputs), and a
+    query without a key gets zeros.
 
     Args:
         query: a block of queries.
@@ -37,7 +38,9 @@ def attend(
         tap: receives "logits", "weights" and "mixed".
     """
     exact = query.dtype if query.dtype == jnp.float64 else jnp.float32
-    logits = jnp.einsum("bqhd,bkhd->bhqk", query.astype(exact) * query.shape[-1] ** -0.5, key.astype(exact))
+    logits = jnp.einsum(
+        "bqhd,bkhd->bhqk", query.astype(exact) * query.shape[-1] ** -0.5, key.astype(exact)
+    )
     if tap is not None:
         tap("logits", logits)
     if allowed is not None:
@@ -58,7 +61,9 @@ class SelfAttention(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, compute: ComputeConfig) -> None:
         self.num_heads = config.num_heads
-        self.qkv = Linear(config.d_model, 3 * config.d_model, bias=config.attention_bias, compute=compute)
+        self.qkv = Linear(
+            config.d_model, 3 * config.d_model, bias=config.attention_bias, compute=compute
+        )
         self.out = Linear(config.d_model, config.d_model, compute=compute)
 
     def __call__(
@@ -82,7 +87,14 @@ class SelfAttention(nnx.Module):
             tap("query", query.swapaxes(1, 2))
             tap("key", key.swapaxes(1, 2))
             tap("value", value.swapaxes(1, 2))
-        mixed = attend(query, key, value, allowed, lambda weights: drop(weights, "attention_weights", layer), None if taps is None else tap)
+        mixed = attend(
+            query,
+            key,
+            value,
+            allowed,
+            lambda weights: drop(weights, "attention_weights", layer),
+            None if taps is None else tap,
+        )
         output = self.out(mixed.reshape(batch, length, width))
         tap("output", output)
         return output

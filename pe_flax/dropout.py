@@ -1,4 +1,6 @@
-"""The shared random numbers in JAX: Threefry for keys, the keyed hash for dropout masks; see `pe_core/random.py`."""
+"""The shared random numbers in JAX: Threefry for keys, the keyed hash for dropout masks; see
+`pe_core/model/random.py`.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from pe_core.dropout_places import DropoutPlace, count_places, dropout_place
-from pe_core.random import (
+from pe_core.model.dropout_places import DropoutPlace, count_places, dropout_place
+from pe_core.model.random import (
     DROPOUT,
     DROPOUT_LEVELS,
     MIXER_MULTIPLIERS,
@@ -69,7 +71,9 @@ def dropout_keep(key: Array, shape: tuple[int, ...], rate: float) -> Array:
     words = jax.lax.iota(jnp.uint32, math.prod(rows) * per_row)
     words = _mix(_mix(words ^ key[0]) ^ key[1])
     halves = jax.lax.bitcast_convert_type(words, jnp.int16)
-    return halves.reshape(*rows, 2 * per_row)[..., :columns] >= jnp.int16(dropout_threshold(rate) - DROPOUT_LEVELS // 2)
+    return halves.reshape(*rows, 2 * per_row)[..., :columns] >= jnp.int16(
+        dropout_threshold(rate) - DROPOUT_LEVELS // 2
+    )
 
 
 @runtime_checkable
@@ -85,7 +89,8 @@ class DropoutCount(nnx.Variable):
 
 
 class Dropout(nnx.Module):
-    """Dropout at every place of a model, its masks a function of (seed, step, place) or the framework's own.
+    """Dropout at every place of a model, its masks a function of (seed, step, place) or the
+    framework's own.
 
     Args:
         rate: share of the elements to drop.
@@ -94,7 +99,9 @@ class Dropout(nnx.Module):
         native: draw from `jax.random.bernoulli` instead.
     """
 
-    def __init__(self, rate: float, *, num_layers: int, seed: int = 0, native: bool = False) -> None:
+    def __init__(
+        self, rate: float, *, num_layers: int, seed: int = 0, native: bool = False
+    ) -> None:
         self.rate = rate
         self.num_layers = num_layers
         self.seed = seed
@@ -103,7 +110,9 @@ class Dropout(nnx.Module):
         self.next_step = DropoutCount(jnp.zeros((), jnp.uint32)) if rate > 0.0 else None
 
     def begin(self, step: int | Array | None) -> Drop:
-        """Return the dropout of a training step, which keeps everything in evaluation; None takes the step after the last one."""
+        """Return the dropout of a training step, which keeps everything in evaluation; None takes
+        the step after the last one.
+        """
         if self.deterministic or self.next_step is None:
             return _keep_all
         if step is None:
@@ -115,8 +124,12 @@ class Dropout(nnx.Module):
         def drop(x: Array, place: DropoutPlace, layer: int = 0) -> Array:
             key = keys[dropout_place(place, layer)]
             if self.native:
-                keep = jax.random.bernoulli(jax.random.wrap_key_data(key, impl="threefry2x32"), 1.0 - self.rate, x.shape)
-                return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - self.rate), x.dtype), jnp.zeros((), x.dtype))
+                keep = jax.random.bernoulli(
+                    jax.random.wrap_key_data(key, impl="threefry2x32"), 1.0 - self.rate, x.shape
+                )
+                return jnp.where(
+                    keep, x * jnp.asarray(1.0 / (1.0 - self.rate), x.dtype), jnp.zeros((), x.dtype)
+                )
             keep = dropout_keep(key, x.shape, self.rate)
             return x * (keep.astype(x.dtype) * jnp.asarray(dropout_scale(self.rate), x.dtype))
 

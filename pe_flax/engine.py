@@ -15,10 +15,11 @@ import optax
 from flax import nnx
 from jax import Array
 
-from pe_core.config import ComputeConfig, ModelConfig, TrainConfig
 from pe_core.data import Batch
-from pe_core.parameters import parameters
-from pe_core.weights import check_arrays
+from pe_core.model.config import ComputeConfig, ModelConfig
+from pe_core.model.parameters import parameters
+from pe_core.storage.model_directory import check_arrays
+from pe_core.training.config import TrainConfig
 from pe_flax.encoder import SequenceClassifier
 from pe_flax.layout import canonical_variables
 from pe_flax.optimizer import GROUPS, AdamState, global_norm, make_optimizer
@@ -27,7 +28,9 @@ Weights = dict[str, Array]
 
 
 class _State(NamedTuple):
-    """What a step changes: weights and moments lie end to end in one vector for each group of the optimizer."""
+    """What a step changes: weights and moments lie end to end in one vector for each group of the
+    optimizer.
+    """
 
     weights: Weights
     optimizer: Any
@@ -37,8 +40,9 @@ class _State(NamedTuple):
 class Engine:
     """A model in training, or ready to predict.
 
-    Steps are compiled over a few plain arrays with donated buffers: `nnx.jit` over the module would walk it at every call, and an
-    optimizer over every weight apart would be a hundred small kernels.
+    Steps are compiled over a few plain arrays with donated buffers: `nnx.jit` over the module would
+    walk it at every call, and an optimizer over every weight apart would be a hundred small
+    kernels.
 
     Args:
         config: what the model is.
@@ -64,9 +68,15 @@ class Engine:
         self.device = jax.devices(device)[0] if device else jax.devices()[0]
         with self._mode():
             model = SequenceClassifier(config, seed=train.seed, compute=compute)
-            self._variables = {name: (variable.shape, transposed) for name, (variable, transposed) in canonical_variables(model).items()}
+            self._variables = {
+                name: (variable.shape, transposed)
+                for name, (variable, transposed) in canonical_variables(model).items()
+            }
             decays = {item.name: item.decay for item in parameters(config)}
-            self._groups = {group: [n for n in self._variables if decays[n] == (GROUPS[group])] for group in GROUPS}
+            self._groups = {
+                group: [n for n in self._variables if decays[n] == (GROUPS[group])]
+                for group in GROUPS
+            }
             model.train()
             parts: tuple[Any, ...] = nnx.split(model, nnx.Param, ...)
             model.eval()
@@ -75,17 +85,27 @@ class Engine:
             self._rest = parts[2]
             self._optimizer = make_optimizer(config, train, total_steps)
             live = self._put(arrays)
-            self._state = _State(live, jax.device_put(self._optimizer.init(live), self.device), jax.device_put(np.array(True), self.device))
+            self._state = _State(
+                live,
+                jax.device_put(self._optimizer.init(live), self.device),
+                jax.device_put(np.array(True), self.device),
+            )
         self._train_step = jax.jit(self._step, donate_argnums=0)
-        self._evaluate = jax.jit(lambda weights, batch: self._loss(self._split(weights), batch, None)[1])
-        self._predict = jax.jit(lambda weights, batch: self._logits(self._split(weights), batch, None))
+        self._evaluate = jax.jit(
+            lambda weights, batch: self._loss(self._split(weights), batch, None)[1]
+        )
+        self._predict = jax.jit(
+            lambda weights, batch: self._logits(self._split(weights), batch, None)
+        )
         self._taps = jax.jit(self._tapped)
         self._gradients = jax.jit(self._gradient)
 
     def train_step(self, batch: Batch, step: int) -> Array:
-        """Take one step and return (loss, correct, weight, gradient norm) on the device, not waited for.
+        """Take one step and return (loss, correct, weight, gradient norm) on the device, not waited
+        for.
 
-        A loss or norm that is not finite leaves the weights as they were, in this step and in all that follow.
+        A loss or norm that is not finite leaves the weights as they were, in this step and in all
+        that follow.
         """
         with self._mode():
             self._state, metrics = self._train_step(self._state, _content(batch), np.uint32(step))
@@ -105,16 +125,26 @@ class Engine:
         """Wait for metrics and return them as rows of float64."""
         return np.stack(jax.device_get(list(metrics))).astype(np.float64)
 
-    def gradients(self, batch: Batch, step: int | None = None) -> tuple[float, dict[str, np.ndarray]]:
-        """Return the loss and the gradient of every weight, in evaluation mode, or with the dropout of a step."""
+    def gradients(
+        self, batch: Batch, step: int | None = None
+    ) -> tuple[float, dict[str, np.ndarray]]:
+        """Return the loss and the gradient of every weight, in evaluation mode, or with the dropout
+        of a step.
+        """
         with self._mode():
-            (loss, _), found = self._gradients(self._state.weights, _content(batch), None if step is None else np.uint32(step))
+            (loss, _), found = self._gradients(
+                self._state.weights, _content(batch), None if step is None else np.uint32(step)
+            )
             return float(loss), self._get(found)
 
     def taps(self, batch: Batch, step: int | None = None) -> dict[str, np.ndarray]:
-        """Return the named intermediates of a forward pass and the loss, in evaluation mode, or with the dropout of a step."""
+        """Return the named intermediates of a forward pass and the loss, in evaluation mode, or
+        with the dropout of a step.
+        """
         with self._mode():
-            found = self._taps(self._state.weights, _content(batch), None if step is None else np.uint32(step))
+            found = self._taps(
+                self._state.weights, _content(batch), None if step is None else np.uint32(step)
+            )
             return {name: np.asarray(found[name].astype(self.dtype)) for name in self._tap_order}
 
     def weights(self) -> dict[str, np.ndarray]:
@@ -122,10 +152,16 @@ class Engine:
         return self._get(self._state.weights)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return weights, moments and the count of steps, `param/<name>`, `adam/m/<name>`, `adam/v/<name>`, `adam/count`."""
+        """Return weights, moments and the count of steps, `param/<name>`, `adam/m/<name>`,
+        `adam/v/<name>`, `adam/count`.
+        """
         moments = _adam_state(self._state.optimizer)
         trees = {"param": self._state.weights, "adam/m": moments.mu, "adam/v": moments.nu}
-        arrays = {f"{kind}/{name}": array for kind, tree in trees.items() for name, array in self._get(tree).items()}
+        arrays = {
+            f"{kind}/{name}": array
+            for kind, tree in trees.items()
+            for name, array in self._get(tree).items()
+        }
         return arrays | {"adam/count": np.array(moments.count, np.int64)}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -133,7 +169,13 @@ class Engine:
 
         def tree(kind: str) -> Weights:
             prefix = f"{kind}/"
-            return self._put({name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)})
+            return self._put(
+                {
+                    name.removeprefix(prefix): array
+                    for name, array in arrays.items()
+                    if name.startswith(prefix)
+                }
+            )
 
         with self._mode():
             count = jnp.asarray(np.int32(arrays["adam/count"]))
@@ -143,8 +185,12 @@ class Engine:
                     return state._replace(count=count, mu=tree("adam/m"), nu=tree("adam/v"))
                 return state._replace(count=count) if hasattr(state, "count") else state
 
-            optimizer = jax.tree.map(replaced, self._state.optimizer, is_leaf=lambda item: hasattr(item, "count"))
-            self._state = _State(tree("param"), optimizer, jax.device_put(np.array(True), self.device))
+            optimizer = jax.tree.map(
+                replaced, self._state.optimizer, is_leaf=lambda item: hasattr(item, "count")
+            )
+            self._state = _State(
+                tree("param"), optimizer, jax.device_put(np.array(True), self.device)
+            )
 
     def _mode(self) -> AbstractContextManager[Any]:
         return jax.enable_x64(True) if self.compute.precision == "float64" else nullcontext()
@@ -152,13 +198,22 @@ class Engine:
     def _put(self, arrays: Mapping[str, np.ndarray]) -> Weights:
         check_arrays(parameters(self.config), arrays, "the dictionary of arrays")
         live = {name: np.asarray(arrays[name], self.dtype) for name in self._variables}
-        laid = {name: (live[name].T if transposed else live[name]).ravel() for name, (_, transposed) in self._variables.items()}
-        return {group: jax.device_put(np.concatenate([laid[n] for n in names]), self.device) for group, names in self._groups.items()}
+        laid = {
+            name: (live[name].T if transposed else live[name]).ravel()
+            for name, (_, transposed) in self._variables.items()
+        }
+        return {
+            group: jax.device_put(np.concatenate([laid[n] for n in names]), self.device)
+            for group, names in self._groups.items()
+        }
 
     def _get(self, weights: Weights) -> dict[str, np.ndarray]:
         host = self._split(jax.device_get(weights))
         names = [item.name for item in parameters(self.config)]
-        return {name: np.array(host[name].T if self._variables[name][1] else host[name], order="C") for name in names}
+        return {
+            name: np.array(host[name].T if self._variables[name][1] else host[name], order="C")
+            for name in names
+        }
 
     def _split(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """The weights one by one, in the module's layout; on the device or as NumPy."""
@@ -173,16 +228,27 @@ class Engine:
         return found
 
     def _join(self, found: dict[str, Array]) -> Weights:
-        return {group: jnp.concatenate([found[name].ravel() for name in names]) for group, names in self._groups.items()}
+        return {
+            group: jnp.concatenate([found[name].ravel() for name in names])
+            for group, names in self._groups.items()
+        }
 
     def _model(self, weights: dict[str, Array], training: bool) -> SequenceClassifier:
         tree = jax.tree.unflatten(self._tree, [weights[name] for name in self._variables])
         return nnx.merge(self._graphs[training], tree, self._rest)
 
-    def _logits(self, weights: Weights, batch: dict[str, Any], step: Any, taps: dict[str, Array] | None = None) -> Array:
+    def _logits(
+        self,
+        weights: Weights,
+        batch: dict[str, Any],
+        step: Any,
+        taps: dict[str, Array] | None = None,
+    ) -> Array:
         # On a GPU, JAX takes float32 products in TF32 unless told otherwise.
         with jax.default_matmul_precision("highest"):
-            return self._model(weights, step is not None)(batch["inputs"], mask=batch["mask"], taps=taps, dropout_step=step)
+            return self._model(weights, step is not None)(
+                batch["inputs"], mask=batch["mask"], taps=taps, dropout_step=step
+            )
 
     def _tapped(self, weights: Weights, batch: dict[str, Any], step: Any) -> dict[str, Array]:
         taps: dict[str, Array] = {}
@@ -191,16 +257,30 @@ class Engine:
         self._tap_order = list(taps)
         return taps
 
-    def _loss(self, weights: Weights, batch: dict[str, Any], step: Any, taps: dict[str, Array] | None = None) -> tuple[Array, Array]:
+    def _loss(
+        self,
+        weights: Weights,
+        batch: dict[str, Any],
+        step: Any,
+        taps: dict[str, Array] | None = None,
+    ) -> tuple[Array, Array]:
         logits = self._logits(weights, batch, step, taps)
         labels, share = batch["labels"], batch["weights"].astype(logits.dtype)
         total = share.sum()
-        loss = (optax.softmax_cross_entropy_with_integer_labels(logits, labels) * share).sum() / total
-        correct = ((logits.argmax(axis=-1).astype(labels.dtype) == labels).astype(share.dtype) * share).sum()
+        loss = (
+            optax.softmax_cross_entropy_with_integer_labels(logits, labels) * share
+        ).sum() / total
+        correct = (
+            (logits.argmax(axis=-1).astype(labels.dtype) == labels).astype(share.dtype) * share
+        ).sum()
         return loss, jnp.stack([loss, correct, total, jnp.zeros_like(loss)])
 
-    def _gradient(self, weights: Weights, batch: dict[str, Any], step: Any) -> tuple[tuple[Array, Array], Weights]:
-        found, gradients = jax.value_and_grad(self._loss, has_aux=True)(self._split(weights), batch, step)
+    def _gradient(
+        self, weights: Weights, batch: dict[str, Any], step: Any
+    ) -> tuple[tuple[Array, Array], Weights]:
+        found, gradients = jax.value_and_grad(self._loss, has_aux=True)(
+            self._split(weights), batch, step
+        )
         return found, self._join(gradients)
 
     def _step(self, state: _State, batch: dict[str, Any], step: Array) -> tuple[_State, Array]:
@@ -209,15 +289,28 @@ class Engine:
         finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, optimizer = self._optimizer.update(gradients, state.optimizer, state.weights)
         weights = optax.apply_updates(state.weights, updates)
-        kept = jax.tree.map(partial(jnp.where, finite), _State(weights, optimizer, finite), _State(state.weights, state.optimizer, finite))
+        kept = jax.tree.map(
+            partial(jnp.where, finite),
+            _State(weights, optimizer, finite),
+            _State(state.weights, state.optimizer, finite),
+        )
         return kept, metrics.at[3].set(norm)
 
 
 def _content(batch: Batch) -> dict[str, Any]:
-    return {"inputs": batch.inputs, "labels": batch.labels, "weights": batch.weights, "mask": batch.mask}
+    return {
+        "inputs": batch.inputs,
+        "labels": batch.labels,
+        "weights": batch.weights,
+        "mask": batch.mask,
+    }
 
 
 def _adam_state(optimizer: Any) -> AdamState:
     """The state of Adam within that of a chain, ours or optax's own."""
-    found = [item for item in jax.tree.leaves(optimizer, is_leaf=lambda item: hasattr(item, "mu")) if hasattr(item, "mu")]
+    found = [
+        item
+        for item in jax.tree.leaves(optimizer, is_leaf=lambda item: hasattr(item, "mu"))
+        if hasattr(item, "mu")
+    ]
     return found[0]

@@ -8,14 +8,18 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from pe_core.config import LAYER_NORM_EPSILON, ComputeConfig
-from pe_core.inputs import require_tokens_fit
+from pe_core.model.config import LAYER_NORM_EPSILON, ComputeConfig
+from pe_core.model.inputs import require_tokens_fit
 
 
 class Linear(nnx.Module):
-    """A dense layer whose product is taken in a dtype of its own: x K + b, with the kernel (in, out) as Flax has it."""
+    """A dense layer whose product is taken in a dtype of its own: x K + b, with the kernel (in,
+    out) as Flax has it.
+    """
 
-    def __init__(self, in_features: int, out_features: int, *, bias: bool = True, compute: ComputeConfig) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, *, bias: bool = True, compute: ComputeConfig
+    ) -> None:
         self.kernel = nnx.Param(zeros((in_features, out_features), compute))
         self.bias = nnx.Param(zeros((out_features,), compute)) if bias else None
         self.product_dtype = jnp.dtype(compute.precision)
@@ -37,11 +41,17 @@ class Table(nnx.Module):
         self.table = nnx.Param(zeros((rows, width), compute))
 
     def __call__(self, tokens: Array) -> Array:
-        """Return the rows of the tokens, (batch, length, width); under `jax.jit` a token outside the table cannot raise and gives NaN."""
+        """Return the rows of the tokens, (batch, length, width); under `jax.jit` a token outside
+        the table cannot raise and gives NaN.
+        """
         rows = self.table.shape[0]
         if not isinstance(tokens, jax.core.Tracer):
             require_tokens_fit(rows, int(tokens.min()), int(tokens.max()))
-        return self.table[...].at[jnp.where(tokens >= 0, tokens, rows)].get(mode="fill", fill_value=jnp.nan)
+        return (
+            self.table[...]
+            .at[jnp.where(tokens >= 0, tokens, rows)]
+            .get(mode="fill", fill_value=jnp.nan)
+        )
 
 
 class LayerNorm(nnx.Module):
@@ -56,9 +66,14 @@ class LayerNorm(nnx.Module):
         centred = x - x.mean(axis=-1, keepdims=True)
         variance = (centred * centred).mean(axis=-1, keepdims=True)
         lead = (None,) * (x.ndim - 1)
-        return centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON) * self.scale[...][lead] + self.bias[...][lead]
+        return (
+            centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON) * self.scale[...][lead]
+            + self.bias[...][lead]
+        )
 
 
 def zeros(shape: tuple[int, ...], compute: ComputeConfig) -> Array:
-    """Return a place for a weight, to be filled from canonical arrays; made by NumPy, which compiles nothing."""
+    """Return a place for a weight, to be filled from canonical arrays; made by NumPy, which
+    compiles nothing.
+    """
     return jnp.asarray(np.zeros(shape, compute.array_dtype))

@@ -8,13 +8,14 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float
 
-from pe_core.config import MASKED_LOGIT, ComputeConfig, ModelConfig
-from pe_core.inputs import require_num_segments
+from pe_core.model.config import MASKED_LOGIT, ComputeConfig, ModelConfig
+from pe_core.model.inputs import require_num_segments
 from pe_flax.layers import zeros
 
 
 class Pool(nnx.Module):
-    """Steps to one vector per sequence, or per segment of packed sequences; zeros where there is no step.
+    """Steps to one vector per sequence, or per segment of packed sequences; zeros where there is no
+    step.
 
     Args:
         config: its pooling; "attention" has a trained query.
@@ -23,10 +24,15 @@ class Pool(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, compute: ComputeConfig) -> None:
         self.kind = config.pooling
-        self.query = nnx.Param(zeros((config.d_model,), compute)) if config.pooling == "attention" else None
+        self.query = (
+            nnx.Param(zeros((config.d_model,), compute)) if config.pooling == "attention" else None
+        )
 
-    def __call__(self, x: Array, real: Array | None, segment_ids: Array | None, num_segments: int | None) -> Array:
-        """Return the pooled vectors, (batch, d_model), or (batch, num_segments, d_model) where segment_ids are given.
+    def __call__(
+        self, x: Array, real: Array | None, segment_ids: Array | None, num_segments: int | None
+    ) -> Array:
+        """Return the pooled vectors, (batch, d_model), or (batch, num_segments, d_model) where
+        segment_ids are given.
 
         Args:
             x: (batch, length, d_model) steps, led by the trained one for "cls".
@@ -46,7 +52,9 @@ class Pool(nnx.Module):
         if segment_ids is None:
             return self._pool(x, member)[:, 0]
         if num_segments is None:
-            num_segments = require_num_segments(None if isinstance(segment_ids, jax.core.Tracer) else int(segment_ids.max()))
+            num_segments = require_num_segments(
+                None if isinstance(segment_ids, jax.core.Tracer) else int(segment_ids.max())
+            )
         numbers = jnp.arange(1, num_segments + 1, dtype=segment_ids.dtype)
         return self._pool(x, member & (segment_ids[:, None] == numbers[None, :, None]))
 
@@ -54,9 +62,12 @@ class Pool(nnx.Module):
         self, x: Float[Array, "batch length d_model"], member: Bool[Array, "batch segments length"]
     ) -> Float[Array, "batch segments d_model"]:
         if self.kind == "max":
-            # Not jnp.max: its gradient looks for steps equal to the maximum, and XLA may compute them again with another rounding.
+            # Not jnp.max: its gradient looks for steps equal to the maximum, and XLA may compute
+            # them again with another rounding.
             first = jnp.where(member[..., None], x[:, None], -jnp.inf).argmax(axis=2)
-            chosen = (jnp.arange(x.shape[1])[None, None, :, None] == first[:, :, None]) & member[..., None]
+            chosen = (jnp.arange(x.shape[1])[None, None, :, None] == first[:, :, None]) & member[
+                ..., None
+            ]
             return jnp.where(chosen, x[:, None], 0.0).sum(axis=2)
         if self.kind == "mean":
             steps = member.astype(x.dtype)

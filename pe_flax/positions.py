@@ -1,4 +1,4 @@
-"""Which steps are real, and where they stand; see `pe_core/positions.py`."""
+"""Which steps are real, and where they stand; see `pe_core/model/positions.py`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from jaxtyping import Bool
 
 
 def real_steps(mask: Array | None, segment_ids: Array | None) -> Array | None:
-    """Return which steps are real: those of the mask that also lie in a segment; None when every step is."""
+    """Return which steps are real: those of the mask that also lie in a segment; None when every
+    step is.
+    """
     if segment_ids is None:
         return mask
     return segment_ids > 0 if mask is None else mask & (segment_ids > 0)
 
 
 def count_positions(real: Bool[Array, "batch length"], segment_ids: Array | None) -> Array:
-    """Return the count of real steps before each step, per segment, and 0 for padded steps, (batch, length)."""
+    """Return the count of real steps before each step, per segment, and 0 for padded steps, (batch,
+    length).
+    """
     steps = real.astype(jnp.int32)
     before = steps.cumsum(axis=1) - steps
     if segment_ids is not None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from pe_core.config import ComputeConfig, ModelConfig
-from pe_core.parameters import parameters
-from pe_core.weights import SavedModel, check_arrays, load_model, save_model
+from pe_core.model.config import ComputeConfig, ModelConfig
+from pe_core.model.parameters import parameters
+from pe_core.storage.model_directory import SavedModel, check_arrays, load_model, save_model
 from pe_flax.encoder import Encoder, SequenceClassifier
 from pe_flax.layout import get_arrays, put_arrays
 
@@ -22,7 +22,9 @@ def to_arrays(model: Encoder) -> dict[str, np.ndarray]:
     return {name: live[name] for name in order}
 
 
-def from_arrays(config: ModelConfig, arrays: Mapping[str, np.ndarray], *, compute: ComputeConfig | None = None) -> SequenceClassifier:
+def from_arrays(
+    config: ModelConfig, arrays: Mapping[str, np.ndarray], *, compute: ComputeConfig | None = None
+) -> SequenceClassifier:
     """Return a classifier in evaluation mode with these weights.
 
     Raises:
@@ -49,7 +51,9 @@ def save(model: SequenceClassifier, directory: str | os.PathLike[str], **details
     save_model(directory, SavedModel(model.config, to_arrays(model), details))
 
 
-def load(directory: str | os.PathLike[str], *, compute: ComputeConfig | None = None) -> SequenceClassifier:
+def load(
+    directory: str | os.PathLike[str], *, compute: ComputeConfig | None = None
+) -> SequenceClassifier:
     """Return the classifier of a model directory, in evaluation mode.
 
     Raises:

@@ -3,7 +3,7 @@
 from pe_torch.encoder import Encoder, SequenceClassifier
 from pe_torch.encodings import LearnedTableEncoding, SinusoidalEncoding
 from pe_torch.optimizer import Adam
-from pe_torch.stock import export_adam, import_adam
+from pe_torch.stock_optimizer import export_adam, import_adam
 from pe_torch.weights import from_arrays, load, save, to_arrays
 
 __all__ = [

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from pe_core.config import MASKED_LOGIT, ComputeConfig, ModelConfig
+from pe_core.model.config import MASKED_LOGIT, ComputeConfig, ModelConfig
 from pe_torch.dropout import Drop
 from pe_torch.layers import Linear
 
@@ -27,7 +27,8 @@ def attend(
     dropout: Callable[[Tensor], Tensor],
     tap: Callable[[str, Tensor], None] | None = None,
 ) -> Float[Tensor, "batch heads queries d_head"]:
-    """Return the mixed values; logits and softmax are float32 (float64 for float64 inputs), and a query without a key gets zeros.
+    """Return the mixed values; logits and softmax are float32 (float64 for float64 inputs), and a
+    query without a key gets zeros.
 
     Args:
         query: a block of queries.
@@ -55,7 +56,9 @@ def attend(
 
 
 def _softmax(logits: Tensor) -> Tensor:
-    """Softmax over the last axis; torch's kernel on a CPU takes a row shorter than its vectors number by number, three times as slow."""
+    """Softmax over the last axis; torch's kernel on a CPU takes a row shorter than its vectors
+    number by number, three times as slow.
+    """
     if logits.shape[-1] >= SHORT_ROW:
         return logits.softmax(dim=-1)
     powers = (logits - logits.detach().amax(dim=-1, keepdim=True)).exp()
@@ -68,7 +71,9 @@ class SelfAttention(nn.Module):
     def __init__(self, config: ModelConfig, *, compute: ComputeConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
-        self.qkv = Linear(config.d_model, 3 * config.d_model, bias=config.attention_bias, compute=compute)
+        self.qkv = Linear(
+            config.d_model, 3 * config.d_model, bias=config.attention_bias, compute=compute
+        )
         self.out = Linear(config.d_model, config.d_model, compute=compute)
 
     def forward(
@@ -81,7 +86,9 @@ class SelfAttention(nn.Module):
     ) -> Float[Tensor, "batch length d_model"]:
         """Return the attended steps."""
         batch, length, width = x.shape
-        query, key, value = self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = (
+            self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        )
 
         def tap(name: str, array: Tensor) -> None:
             if taps is not None:
@@ -91,7 +98,14 @@ class SelfAttention(nn.Module):
             tap("query", query)
             tap("key", key)
             tap("value", value)
-        mixed = attend(query, key, value, allowed, lambda weights: drop(weights, "attention_weights", layer), None if taps is None else tap)
+        mixed = attend(
+            query,
+            key,
+            value,
+            allowed,
+            lambda weights: drop(weights, "attention_weights", layer),
+            None if taps is None else tap,
+        )
         output = cast(Tensor, self.out(mixed.transpose(1, 2).reshape(batch, length, width)))
         tap("output", output)
         return output

@@ -1,4 +1,6 @@
-"""The shared random numbers in torch: Threefry for keys, the keyed hash for dropout masks; see `pe_core/random.py`."""
+"""The shared random numbers in torch: Threefry for keys, the keyed hash for dropout masks; see
+`pe_core/model/random.py`.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pe_core.dropout_places import DropoutPlace, count_places, dropout_place
-from pe_core.random import (
+from pe_core.model.dropout_places import DropoutPlace, count_places, dropout_place
+from pe_core.model.random import (
     DROPOUT,
     DROPOUT_LEVELS,
     MIXER_MULTIPLIERS,
@@ -23,7 +25,8 @@ from pe_core.random import (
     dropout_threshold,
 )
 
-# Keys of this many steps are drawn at once: Threefry costs a hundred small operations however few keys it makes.
+# Keys of this many steps are drawn at once: Threefry costs a hundred small operations however few
+# keys it makes.
 STEPS_PER_DRAW: Final = 256
 # The hash reads and writes its words some twenty times; this many stay in the cache of a core.
 WORDS_PER_BLOCK: Final = 1 << 17
@@ -63,12 +66,18 @@ def _mix_(word: Tensor) -> Tensor:
     """Mix each word in place."""
     first, second, third = MIXER_SHIFTS
     # `>>` on int32 copies the sign; the mask makes it a logical shift.
-    word.bitwise_xor_((word >> first).bitwise_and_((1 << 32 - first) - 1)).mul_(_signed(MIXER_MULTIPLIERS[0]))
-    word.bitwise_xor_((word >> second).bitwise_and_((1 << 32 - second) - 1)).mul_(_signed(MIXER_MULTIPLIERS[1]))
+    word.bitwise_xor_((word >> first).bitwise_and_((1 << 32 - first) - 1)).mul_(
+        _signed(MIXER_MULTIPLIERS[0])
+    )
+    word.bitwise_xor_((word >> second).bitwise_and_((1 << 32 - second) - 1)).mul_(
+        _signed(MIXER_MULTIPLIERS[1])
+    )
     return word.bitwise_xor_((word >> third).bitwise_and_((1 << 32 - third) - 1))
 
 
-def dropout_keep(key: Sequence[int], shape: tuple[int, ...], rate: float, device: torch.device | None = None) -> Tensor:
+def dropout_keep(
+    key: Sequence[int], shape: tuple[int, ...], rate: float, device: torch.device | None = None
+) -> Tensor:
     """Return which elements are kept, a boolean tensor of the shape.
 
     Args:
@@ -82,7 +91,9 @@ def dropout_keep(key: Sequence[int], shape: tuple[int, ...], rate: float, device
     count, threshold = math.prod(rows) * per_row, dropout_threshold(rate) - DROPOUT_LEVELS // 2
     keep = torch.empty(2 * count, dtype=torch.bool, device=device)
     for start in range(0, count, WORDS_PER_BLOCK):
-        words = torch.arange(start, min(start + WORDS_PER_BLOCK, count), dtype=torch.int32, device=device)
+        words = torch.arange(
+            start, min(start + WORDS_PER_BLOCK, count), dtype=torch.int32, device=device
+        )
         words = _mix_(_mix_(words.bitwise_xor_(key[0])).bitwise_xor_(key[1]))
         torch.ge(words.view(torch.int16), threshold, out=keep[2 * start : 2 * (start + len(words))])
     return keep.view(*rows, 2 * per_row)[..., :columns]
@@ -97,7 +108,8 @@ class Drop(Protocol):
 
 
 class Dropout(nn.Module):
-    """Dropout at every place of a model, its masks a function of (seed, step, place) or the framework's own.
+    """Dropout at every place of a model, its masks a function of (seed, step, place) or the
+    framework's own.
 
     Args:
         rate: share of the elements to drop.
@@ -106,7 +118,9 @@ class Dropout(nn.Module):
         native: draw from torch's generator instead.
     """
 
-    def __init__(self, rate: float, *, num_layers: int, seed: int = 0, native: bool = False) -> None:
+    def __init__(
+        self, rate: float, *, num_layers: int, seed: int = 0, native: bool = False
+    ) -> None:
         super().__init__()
         self.rate = rate
         self.num_layers = num_layers
@@ -117,7 +131,9 @@ class Dropout(nn.Module):
         self._keys: list[list[list[int]]] = []
 
     def begin(self, step: int | None) -> Drop:
-        """Return the dropout of a training step, which keeps everything in evaluation; None takes the step after the last one."""
+        """Return the dropout of a training step, which keeps everything in evaluation; None takes
+        the step after the last one.
+        """
         if not self.training or self.rate == 0.0:
             return _keep_all
         if step is None:
@@ -131,16 +147,24 @@ class Dropout(nn.Module):
         keys = self._keys[step - block]
 
         def drop(x: Tensor, place: DropoutPlace, layer: int = 0) -> Tensor:
-            keep = dropout_keep(keys[dropout_place(place, layer)], tuple(x.shape), self.rate, x.device)
+            keep = dropout_keep(
+                keys[dropout_place(place, layer)], tuple(x.shape), self.rate, x.device
+            )
             return x * keep.to(x.dtype).mul_(dropout_scale(self.rate))
 
         return drop
 
     def _draw(self, first_step: int) -> list[list[list[int]]]:
-        key = torch.tensor([_signed(int(word)) for word in derive(self.seed, DROPOUT)], dtype=torch.int32)
-        steps = torch.arange(first_step, first_step + STEPS_PER_DRAW, dtype=torch.int64).to(torch.int32)
+        key = torch.tensor(
+            [_signed(int(word)) for word in derive(self.seed, DROPOUT)], dtype=torch.int32
+        )
+        steps = torch.arange(first_step, first_step + STEPS_PER_DRAW, dtype=torch.int64).to(
+            torch.int32
+        )
         places = torch.arange(count_places(self.num_layers), dtype=torch.int32)
-        keys: list[list[list[int]]] = fold_in(fold_in(key, steps)[:, None], places.expand(len(steps), -1)).tolist()
+        keys: list[list[list[int]]] = fold_in(
+            fold_in(key, steps)[:, None], places.expand(len(steps), -1)
+        ).tolist()
         return keys
 
 

@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pe_core.config import ComputeConfig, Features, ModelConfig
-from pe_core.initial import draw
-from pe_core.inputs import Described, check_call
-from pe_core.parameters import encoder_parameters, parameters
+from pe_core.model.config import ComputeConfig, Features, ModelConfig
+from pe_core.model.initial import draw
+from pe_core.model.inputs import Described, check_call
+from pe_core.model.parameters import encoder_parameters, parameters
 from pe_torch.attention import SelfAttention, Taps
 from pe_torch.dropout import Drop, Dropout
 from pe_torch.encodings import LearnedTableEncoding, SinusoidalEncoding, make_encoding
@@ -34,7 +34,11 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor, drop: Drop, layer: int, taps: Taps | None) -> Tensor:
         """Return the transformed steps, (batch, length, d_model)."""
         hidden = self.up(x)
-        hidden = functional.relu(hidden) if self.activation == "relu" else functional.gelu(hidden, approximate="none")
+        hidden = (
+            functional.relu(hidden)
+            if self.activation == "relu"
+            else functional.gelu(hidden, approximate="none")
+        )
         output = cast(Tensor, self.down(drop(hidden, "feed_forward_hidden", layer)))
         if taps is not None:
             taps[f"layers.{layer}.feed_forward.hidden"] = hidden
@@ -91,7 +95,9 @@ class Encoder(nn.Module):
         compute: how it is computed.
     """
 
-    def __init__(self, config: ModelConfig, *, seed: int = 0, compute: ComputeConfig | None = None) -> None:
+    def __init__(
+        self, config: ModelConfig, *, seed: int = 0, compute: ComputeConfig | None = None
+    ) -> None:
         super().__init__()
         self._build(config, seed, compute or ComputeConfig())
         put_arrays(self, draw(encoder_parameters(config), seed))
@@ -100,13 +106,24 @@ class Encoder(nn.Module):
         self.config = config
         self.compute = compute
         if isinstance(config.inputs, Features):
-            self.input: Linear | Table = Linear(config.inputs.num_features, config.d_model, compute=compute)
+            self.input: Linear | Table = Linear(
+                config.inputs.num_features, config.d_model, compute=compute
+            )
         else:
             self.input = Table(config.inputs.vocab_size, config.d_model, compute=compute)
-        self.encodings = nn.ModuleList(make_encoding(options, config.d_model, compute=compute) for options in config.encodings)
-        self.layers = nn.ModuleList(Block(config, n, compute=compute) for n in range(config.num_layers))
+        self.encodings = nn.ModuleList(
+            make_encoding(options, config.d_model, compute=compute) for options in config.encodings
+        )
+        self.layers = nn.ModuleList(
+            Block(config, n, compute=compute) for n in range(config.num_layers)
+        )
         self.norm = LayerNorm(config.d_model, compute=compute) if config.norm == "pre" else None
-        self.dropout = Dropout(config.dropout, num_layers=config.num_layers, seed=seed, native=compute.dropout_rng == "native")
+        self.dropout = Dropout(
+            config.dropout,
+            num_layers=config.num_layers,
+            seed=seed,
+            native=compute.dropout_rng == "native",
+        )
 
     def forward(
         self,
@@ -118,15 +135,19 @@ class Encoder(nn.Module):
         taps: Taps | None = None,
         dropout_step: int | None = None,
     ) -> Tensor:
-        """Return the encoded steps, (batch, length, d_model); those of padded steps are finite and mean nothing.
+        """Return the encoded steps, (batch, length, d_model); those of padded steps are finite and
+        mean nothing.
 
         Args:
             x: (batch, length, num_features) features or (batch, length) tokens.
             mask: (batch, length) bool, True for real steps; None when all are.
-            positions: (length,) or (batch, length), integer or floating point; counted per sequence when None.
-            segment_ids: (batch, length) integers for packed sequences, runs of equal numbers, 0 for padding.
+            positions: (length,) or (batch, length), integer or floating point; counted per sequence
+                when None.
+            segment_ids: (batch, length) integers for packed sequences, runs of equal numbers, 0 for
+                padding.
             taps: receives the named intermediates.
-            dropout_step: the training step whose dropout applies; counted when None. Without effect in evaluation.
+            dropout_step: the training step whose dropout applies; counted when None. Without effect
+                in evaluation.
 
         Raises:
             ValueError, TypeError: one line with the rule, the value and the remedy.
@@ -134,8 +155,14 @@ class Encoder(nn.Module):
         self._check(x, mask, positions, segment_ids)
         return self._encode(x, mask, positions, segment_ids, taps, dropout_step, None)
 
-    def _check(self, x: Tensor, mask: Tensor | None, positions: Tensor | None, segment_ids: Tensor | None) -> None:
-        check_call(self.config, _describe(x), *(None if item is None else _describe(item) for item in (mask, positions, segment_ids)))
+    def _check(
+        self, x: Tensor, mask: Tensor | None, positions: Tensor | None, segment_ids: Tensor | None
+    ) -> None:
+        check_call(
+            self.config,
+            _describe(x),
+            *(None if item is None else _describe(item) for item in (mask, positions, segment_ids)),
+        )
 
     def _encode(
         self,
@@ -155,7 +182,9 @@ class Encoder(nn.Module):
             positions = count_positions(real, segment_ids)
         if isinstance(self.input, Linear):
             x = x.to(dtype)
-            state = self.input(x if real is None else x.masked_fill(~real[..., None], 0.0)).to(dtype)
+            state = self.input(x if real is None else x.masked_fill(~real[..., None], 0.0)).to(
+                dtype
+            )
         else:
             state = self.input(x if real is None else x.masked_fill(~real, 0))
         if taps is not None:
@@ -174,7 +203,9 @@ class Encoder(nn.Module):
             allowed = allowed & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
         for n, layer in enumerate(self.layers):
             if n > 0:
-                state = self._add_again(state, positions, implicit, n, taps, front=0 if cls is None else 1)
+                state = self._add_again(
+                    state, positions, implicit, n, taps, front=0 if cls is None else 1
+                )
             state = layer(state, allowed, drop, taps)
         if self.norm is not None:
             state = self.norm(state)
@@ -185,7 +216,15 @@ class Encoder(nn.Module):
     def _encodings(self) -> list[LearnedTableEncoding | SinusoidalEncoding]:
         return cast(list[LearnedTableEncoding | SinusoidalEncoding], list(self.encodings))
 
-    def _add_again(self, state: Tensor, positions: Tensor | None, implicit: bool, n: int, taps: Taps | None, front: int) -> Tensor:
+    def _add_again(
+        self,
+        state: Tensor,
+        positions: Tensor | None,
+        implicit: bool,
+        n: int,
+        taps: Taps | None,
+        front: int,
+    ) -> Tensor:
         """Add the encodings that every layer gets; the trained step in front has no position."""
         again = [encoding for encoding in self._encodings() if encoding.options.layers == "all"]
         if not again:
@@ -208,11 +247,17 @@ class SequenceClassifier(Encoder):
         compute: how it is computed.
     """
 
-    def __init__(self, config: ModelConfig, *, seed: int = 0, compute: ComputeConfig | None = None) -> None:
+    def __init__(
+        self, config: ModelConfig, *, seed: int = 0, compute: ComputeConfig | None = None
+    ) -> None:
         nn.Module.__init__(self)
         compute = compute or ComputeConfig()
         self._build(config, seed, compute)
-        self.cls = nn.Parameter(torch.empty(config.d_model, dtype=getattr(torch, compute.array_dtype))) if config.pooling == "cls" else None
+        self.cls = (
+            nn.Parameter(torch.empty(config.d_model, dtype=getattr(torch, compute.array_dtype)))
+            if config.pooling == "cls"
+            else None
+        )
         self.pooling = Pool(config, compute=compute)
         self.head = Linear(config.d_model, config.num_classes, compute=compute)
         put_arrays(self, draw(parameters(config), seed))
@@ -228,16 +273,20 @@ class SequenceClassifier(Encoder):
         taps: Taps | None = None,
         dropout_step: int | None = None,
     ) -> Tensor:
-        """Return the logits, (batch, num_classes), or (batch, num_segments, num_classes) where segment_ids are given.
+        """Return the logits, (batch, num_classes), or (batch, num_segments, num_classes) where
+        segment_ids are given.
 
         Args:
             x: (batch, length, num_features) features or (batch, length) tokens.
             mask: (batch, length) bool, True for real steps; None when all are.
-            positions: (length,) or (batch, length), integer or floating point; counted per sequence when None.
-            segment_ids: (batch, length) integers for packed sequences, runs of equal numbers 1, 2, ..., 0 for padding.
+            positions: (length,) or (batch, length), integer or floating point; counted per sequence
+                when None.
+            segment_ids: (batch, length) integers for packed sequences, runs of equal numbers 1, 2,
+                ..., 0 for padding.
             num_segments: the most segments in a row; read from segment_ids when None.
             taps: receives the named intermediates.
-            dropout_step: the training step whose dropout applies; counted when None. Without effect in evaluation.
+            dropout_step: the training step whose dropout applies; counted when None. Without effect
+                in evaluation.
 
         Raises:
             ValueError, TypeError: one line with the rule, the value and the remedy.
@@ -253,5 +302,13 @@ class SequenceClassifier(Encoder):
 
 
 def _describe(x: Tensor) -> Described:
-    kind = "f" if x.dtype.is_floating_point else "b" if x.dtype == torch.bool else "c" if x.dtype.is_complex else "i"
+    kind = (
+        "f"
+        if x.dtype.is_floating_point
+        else "b"
+        if x.dtype == torch.bool
+        else "c"
+        if x.dtype.is_complex
+        else "i"
+    )
     return Described(tuple(x.shape), kind, str(x.dtype))

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pe_core.config import ComputeConfig, ModelConfig, TrainConfig
 from pe_core.data import Batch
-from pe_core.parameters import parameters
+from pe_core.model.config import ComputeConfig, ModelConfig
+from pe_core.model.parameters import parameters
+from pe_core.training.config import TrainConfig
 from pe_torch.encoder import SequenceClassifier
 from pe_torch.optimizer import make_optimizer
 from pe_torch.weights import load_arrays, to_arrays
@@ -53,9 +54,11 @@ class Engine:
         self.dtype: torch.dtype = getattr(torch, compute.array_dtype)
 
     def train_step(self, batch: Batch, step: int) -> Tensor:
-        """Take one step and return (loss, correct, weight, gradient norm) on the device, not waited for.
+        """Take one step and return (loss, correct, weight, gradient norm) on the device, not waited
+        for.
 
-        A loss or norm that is not finite leaves the weights as they were, in this step and in all that follow.
+        A loss or norm that is not finite leaves the weights as they were, in this step and in all
+        that follow.
         """
         self._train(True)
         loss, metrics = self._loss(batch, step)
@@ -76,24 +79,36 @@ class Engine:
         """Return the logits of a batch, (batch, num_classes)."""
         self._train(False)
         with torch.inference_mode():
-            return self.model(self._tensor(batch.inputs), mask=self._tensor(batch.mask)).cpu().numpy()
+            return (
+                self.model(self._tensor(batch.inputs), mask=self._tensor(batch.mask)).cpu().numpy()
+            )
 
     def read(self, metrics: Sequence[Tensor]) -> np.ndarray:
         """Wait for metrics and return them as rows of float64."""
         return torch.stack(list(metrics)).double().cpu().numpy()
 
-    def gradients(self, batch: Batch, step: int | None = None) -> tuple[float, dict[str, np.ndarray]]:
-        """Return the loss and the gradient of every weight, in evaluation mode, or with the dropout of a step."""
+    def gradients(
+        self, batch: Batch, step: int | None = None
+    ) -> tuple[float, dict[str, np.ndarray]]:
+        """Return the loss and the gradient of every weight, in evaluation mode, or with the dropout
+        of a step.
+        """
         self._train(step is not None)
         self._drop_gradients()
         loss = self._loss(batch, step)[0]
         loss.backward()
-        found = {name: weight.grad.cpu().numpy().copy() for name, weight in self.model.named_parameters() if weight.grad is not None}
+        found = {
+            name: weight.grad.cpu().numpy().copy()
+            for name, weight in self.model.named_parameters()
+            if weight.grad is not None
+        }
         self._drop_gradients()
         return loss.item(), {item.name: found[item.name] for item in parameters(self.config)}
 
     def taps(self, batch: Batch, step: int | None = None) -> dict[str, np.ndarray]:
-        """Return the named intermediates of a forward pass and the loss, in evaluation mode, or with the dropout of a step."""
+        """Return the named intermediates of a forward pass and the loss, in evaluation mode, or
+        with the dropout of a step.
+        """
         self._train(step is not None)
         taps: dict[str, Any] = {}
         with torch.inference_mode():
@@ -105,26 +120,42 @@ class Engine:
         return to_arrays(self.model)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return weights, moments and the count of steps, `param/<name>`, `adam/m/<name>`, `adam/v/<name>`, `adam/count`."""
+        """Return weights, moments and the count of steps, `param/<name>`, `adam/m/<name>`,
+        `adam/v/<name>`, `adam/count`.
+        """
         live = dict(self.model.named_parameters())
         arrays = {f"param/{name}": array for name, array in self.weights().items()}
         for kind, key in MOMENTS.items():
             for item in parameters(self.config):
                 moment = self.optimizer.state[live[item.name]].get(key)
                 arrays[f"adam/{kind}/{item.name}"] = (
-                    np.zeros(item.shape, arrays[f"param/{item.name}"].dtype) if moment is None else moment.cpu().numpy().copy()
+                    np.zeros(item.shape, arrays[f"param/{item.name}"].dtype)
+                    if moment is None
+                    else moment.cpu().numpy().copy()
                 )
         return arrays | {"adam/count": np.array(self.optimizer.param_groups[0]["count"], np.int64)}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take over a state."""
-        load_arrays(self.model, {name.removeprefix("param/"): array for name, array in arrays.items() if name.startswith("param/")})
+        load_arrays(
+            self.model,
+            {
+                name.removeprefix("param/"): array
+                for name, array in arrays.items()
+                if name.startswith("param/")
+            },
+        )
         count = int(arrays["adam/count"])
         for group in self.optimizer.param_groups:
             group["count"] = count
         for name, weight in self.model.named_parameters():
-            moments = {key: torch.from_numpy(np.array(arrays[f"adam/{kind}/{name}"])).to(weight) for kind, key in MOMENTS.items()}
-            self.optimizer.state[weight] = {"step": torch.tensor(float(count), device=self.device)} | moments
+            moments = {
+                key: torch.from_numpy(np.array(arrays[f"adam/{kind}/{name}"])).to(weight)
+                for kind, key in MOMENTS.items()
+            }
+            self.optimizer.state[weight] = {
+                "step": torch.tensor(float(count), device=self.device)
+            } | moments
         self.optimizer.finite.fill_(True)
 
     def _train(self, training: bool) -> None:
@@ -137,11 +168,17 @@ class Engine:
         for weight in self._live:
             weight.grad = None
 
-    def _loss(self, batch: Batch, step: int | None, taps: dict[str, Any] | None = None) -> tuple[Tensor, Tensor]:
-        logits = self.model(self._tensor(batch.inputs), mask=self._tensor(batch.mask), taps=taps, dropout_step=step)
+    def _loss(
+        self, batch: Batch, step: int | None, taps: dict[str, Any] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        logits = self.model(
+            self._tensor(batch.inputs), mask=self._tensor(batch.mask), taps=taps, dropout_step=step
+        )
         labels, weights = self._tensor(batch.labels), self._tensor(batch.weights).to(self.dtype)
         total = weights.sum()
-        loss = torch.dot(functional.cross_entropy(logits, labels, reduction="none"), weights) / total
+        loss = (
+            torch.dot(functional.cross_entropy(logits, labels, reduction="none"), weights) / total
+        )
         with torch.no_grad():
             correct = torch.dot((logits.argmax(dim=-1) == labels).to(self.dtype), weights)
             return loss, torch.stack([loss.detach(), correct, total])
@@ -150,4 +187,6 @@ class Engine:
         if array is None:
             return None
         tensor = torch.from_numpy(array)
-        return (tensor.long() if tensor.dtype == torch.int32 else tensor).to(self.device, non_blocking=True)
+        return (tensor.long() if tensor.dtype == torch.int32 else tensor).to(
+            self.device, non_blocking=True
+        )

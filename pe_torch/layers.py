@@ -6,14 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pe_core.config import LAYER_NORM_EPSILON, ComputeConfig
-from pe_core.inputs import require_tokens_fit
+from pe_core.model.config import LAYER_NORM_EPSILON, ComputeConfig
+from pe_core.model.inputs import require_tokens_fit
 
 
 class Linear(nn.Module):
     """A dense layer whose product is taken in a dtype of its own: x W^T + b."""
 
-    def __init__(self, in_features: int, out_features: int, *, bias: bool = True, compute: ComputeConfig) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, *, bias: bool = True, compute: ComputeConfig
+    ) -> None:
         super().__init__()
         dtype = getattr(torch, compute.array_dtype)
         self.weight = nn.Parameter(torch.empty(out_features, in_features, dtype=dtype))
@@ -26,7 +28,9 @@ class Linear(nn.Module):
         if not self._casts:
             return functional.linear(x, self.weight, self.bias)
         dtype = self.product_dtype
-        return functional.linear(x.to(dtype), self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
+        return functional.linear(
+            x.to(dtype), self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
+        )
 
 
 class Table(nn.Module):
@@ -34,7 +38,9 @@ class Table(nn.Module):
 
     def __init__(self, rows: int, width: int, *, compute: ComputeConfig) -> None:
         super().__init__()
-        self.table = nn.Parameter(torch.empty(rows, width, dtype=getattr(torch, compute.array_dtype)))
+        self.table = nn.Parameter(
+            torch.empty(rows, width, dtype=getattr(torch, compute.array_dtype))
+        )
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the rows of the tokens, (batch, length, width)."""
@@ -52,4 +58,6 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x normalised over its last axis."""
-        return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPSILON)
+        return functional.layer_norm(
+            x, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPSILON
+        )

@@ -10,7 +10,9 @@ from torch import nn
 
 
 def canonical_variables(model: nn.Module) -> dict[str, tuple[nn.Parameter, bool]]:
-    """Return each weight of a live module under its canonical name, and whether its layout is the transposed one, which none is."""
+    """Return each weight of a live module under its canonical name, and whether its layout is the
+    transposed one, which none is.
+    """
     return {name: (parameter, False) for name, parameter in model.named_parameters()}
 
 
@@ -24,4 +26,7 @@ def put_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
 
 def get_arrays(model: nn.Module) -> dict[str, np.ndarray]:
     """Return copies of the weights of a live module in the canonical layout, contiguous."""
-    return {name: parameter.detach().cpu().numpy().copy() for name, (parameter, _) in canonical_variables(model).items()}
+    return {
+        name: parameter.detach().cpu().numpy().copy()
+        for name, (parameter, _) in canonical_variables(model).items()
+    }

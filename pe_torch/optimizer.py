@@ -8,13 +8,15 @@ from typing import Any, cast, overload
 import torch
 from torch import Tensor, nn
 
-from pe_core.config import ModelConfig, TrainConfig
-from pe_core.parameters import parameters
-from pe_core.schedule import make_schedule
+from pe_core.model.config import ModelConfig
+from pe_core.model.parameters import parameters
+from pe_core.training.config import TrainConfig
+from pe_core.training.schedule import make_schedule
 
 
 class Adam(torch.optim.AdamW):
-    """AdamW (Loshchilov and Hutter 2019) as torch computes it, with clipping and the learning rate of the step built in.
+    """AdamW (Loshchilov and Hutter 2019) as torch computes it, with clipping and the learning rate
+    of the step built in.
 
     It uses torch's fused kernel, which takes its bias corrections in float64.
 
@@ -29,8 +31,8 @@ class Adam(torch.optim.AdamW):
 
     Attributes:
         gradient_norm: the norm of the last step's gradients before clipping, on their device.
-        finite: a boolean tensor that a caller may put here; a norm that is not finite turns it False, and from then on no step changes
-            anything.
+        finite: a boolean tensor that a caller may put here; a norm that is not finite turns it
+            False, and from then on no step changes anything.
     """
 
     finite: Any  # a Tensor once it is put here; None until then
@@ -46,7 +48,14 @@ class Adam(torch.optim.AdamW):
         max_gradient_norm: float | None = None,
         stock: bool = False,
     ) -> None:
-        super().__init__(params, lr=schedule(0), betas=betas, eps=eps, weight_decay=weight_decay, fused=None if stock else True)
+        super().__init__(
+            params,
+            lr=schedule(0),
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            fused=None if stock else True,
+        )
         self.schedule = schedule
         self.max_gradient_norm = max_gradient_norm
         self.stock = stock
@@ -60,11 +69,15 @@ class Adam(torch.optim.AdamW):
         """Take over a state, as torch does.
 
         Raises:
-            ValueError: it is the state of a stock optimizer, which does not count, or of one with other formulas.
+            ValueError: it is the state of a stock optimizer, which does not count, or of one with
+            other formulas.
         """
         require_plain(state_dict["param_groups"])
         if not all("count" in group for group in state_dict["param_groups"]):
-            raise ValueError("the state has no count, so it is not of pe_torch.Adam; load it into torch.optim.AdamW and use import_adam")
+            raise ValueError(
+                "the state has no count, so it is not of pe_torch.Adam; load it into "
+                "torch.optim.AdamW and use import_adam"
+            )
         super().load_state_dict(state_dict)
 
     @overload
@@ -74,23 +87,35 @@ class Adam(torch.optim.AdamW):
     def step(self, closure: Callable[[], float]) -> float: ...
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Clip, take one step at this step's learning rate, and keep the norm before clipping in `gradient_norm`."""
+        """Clip, take one step at this step's learning rate, and keep the norm before clipping in
+        `gradient_norm`.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        clipped = [parameter for group in self.param_groups for parameter in group["params"] if parameter.grad is not None]
+        clipped = [
+            parameter
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
         with torch.no_grad():
-            self.gradient_norm = torch.nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in clipped])
+            self.gradient_norm = torch.nn.utils.get_total_norm(
+                [cast(Tensor, parameter.grad) for parameter in clipped]
+            )
         if self.finite is not None:
             self.finite &= self.gradient_norm.isfinite()
             if not self.stock and self.finite.is_cuda:
-                # The fused kernel changes nothing where this is one, and the host does not wait for the device.
+                # The fused kernel changes nothing where this is one, and the host does not wait for
+                # the device.
                 self.found_inf = (~self.finite).float()
             elif not self.finite:
                 return loss
         if self.max_gradient_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(clipped, self.max_gradient_norm, self.gradient_norm)
+            torch.nn.utils.clip_grads_with_norm_(
+                clipped, self.max_gradient_norm, self.gradient_norm
+            )
         for group in self.param_groups:
             group["lr"] = self.schedule(group["count"])
             group["count"] += 1
@@ -99,31 +124,46 @@ class Adam(torch.optim.AdamW):
 
 
 def require_plain(groups: Iterable[Mapping[str, Any]]) -> None:
-    """Raise a ValueError where a group of an optimizer asks for another formula than that of AdamW."""
+    """Raise a ValueError where a group of an optimizer asks for another formula than that of
+    AdamW.
+    """
     for number, group in enumerate(groups):
         for option in ("amsgrad", "maximize"):
             if group.get(option):
-                raise ValueError(f"group {number} of the optimizer has {option}=True, which is not supported; train it with {option}=False")
+                raise ValueError(
+                    f"group {number} of the optimizer has {option}=True, which is not supported; "
+                    f"train it with {option}=False"
+                )
         if group["weight_decay"] and not group.get("decoupled_weight_decay", True):
             raise ValueError(
-                f"group {number} of the optimizer has weight_decay={group['weight_decay']} in the gradient, which is not supported;"
+                f"group {number} of the optimizer has weight_decay={group['weight_decay']} in "
+                "the gradient, which is not supported;"
                 " use torch.optim.AdamW"
             )
 
 
-def parameter_groups(model: nn.Module, config: ModelConfig, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the weights in two groups: those that decay, and tables, norms and biases, which do not; in one without decay."""
+def parameter_groups(
+    model: nn.Module, config: ModelConfig, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Return the weights in two groups: those that decay, and tables, norms and biases, which do
+    not; in one without decay.
+    """
     if weight_decay == 0.0:
         return [{"params": list(model.parameters()), "weight_decay": 0.0}]
     decaying = {item.name for item in parameters(config) if item.decay}
     live = list(model.named_parameters())
     return [
-        {"params": [weight for name, weight in live if name in decaying], "weight_decay": weight_decay},
+        {
+            "params": [weight for name, weight in live if name in decaying],
+            "weight_decay": weight_decay,
+        },
         {"params": [weight for name, weight in live if name not in decaying], "weight_decay": 0.0},
     ]
 
 
-def make_optimizer(model: nn.Module, config: ModelConfig, train: TrainConfig, total_steps: int) -> Adam:
+def make_optimizer(
+    model: nn.Module, config: ModelConfig, train: TrainConfig, total_steps: int
+) -> Adam:
     """Return the optimizer of a training run."""
     return Adam(
         parameter_groups(model, config, train.weight_decay),

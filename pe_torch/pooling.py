@@ -6,11 +6,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from pe_core.config import MASKED_LOGIT, ComputeConfig, ModelConfig
+from pe_core.model.config import MASKED_LOGIT, ComputeConfig, ModelConfig
 
 
 class Pool(nn.Module):
-    """Steps to one vector per sequence, or per segment of packed sequences; zeros where there is no step.
+    """Steps to one vector per sequence, or per segment of packed sequences; zeros where there is no
+    step.
 
     Args:
         config: its pooling; "attention" has a trained query.
@@ -21,10 +22,17 @@ class Pool(nn.Module):
         super().__init__()
         self.kind = config.pooling
         dtype = getattr(torch, compute.array_dtype)
-        self.query = nn.Parameter(torch.empty(config.d_model, dtype=dtype)) if config.pooling == "attention" else None
+        self.query = (
+            nn.Parameter(torch.empty(config.d_model, dtype=dtype))
+            if config.pooling == "attention"
+            else None
+        )
 
-    def forward(self, x: Tensor, real: Tensor | None, segment_ids: Tensor | None, num_segments: int | None) -> Tensor:
-        """Return the pooled vectors, (batch, d_model), or (batch, num_segments, d_model) where segment_ids are given.
+    def forward(
+        self, x: Tensor, real: Tensor | None, segment_ids: Tensor | None, num_segments: int | None
+    ) -> Tensor:
+        """Return the pooled vectors, (batch, d_model), or (batch, num_segments, d_model) where
+        segment_ids are given.
 
         Args:
             x: (batch, length, d_model) steps, led by the trained one for "cls".
@@ -49,7 +57,9 @@ class Pool(nn.Module):
         return self._pool(x, member & (segment_ids[:, None] == numbers[:, None]))
 
     def _pool(
-        self, x: Float[Tensor, "batch length d_model"], member: Bool[Tensor, "batch segments length"]
+        self,
+        x: Float[Tensor, "batch length d_model"],
+        member: Bool[Tensor, "batch segments length"],
     ) -> Float[Tensor, "batch segments d_model"]:
         if self.kind == "max":
             first = x[:, None].masked_fill(~member[..., None], -torch.inf).argmax(dim=2)

@@ -1,8 +1,10 @@
-"""Train a classifier in JAX and Flax: `python scripts/train_flax.py --data dummy`, with the options of `pe train`."""
+"""Train a classifier in JAX and Flax: `python scripts/train_flax.py --data dummy`, with the options
+of `pe train`.
+"""
 
 import sys
 
-from pe_core.cli import main
+from pe_cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["train", "--framework", "flax", *sys.argv[1:]]))

@@ -1,8 +1,10 @@
-"""Train a classifier in PyTorch: `python scripts/train_torch.py --data dummy`, with the options of `pe train`."""
+"""Train a classifier in PyTorch: `python scripts/train_torch.py --data dummy`, with the options of
+`pe train`.
+"""
 
 import sys
 
-from pe_core.cli import main
+from pe_cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["train", "--framework", "torch", *sys.argv[1:]]))

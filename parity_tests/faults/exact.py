@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-import pe_core.training
-import pe_core.weights
+import pe_core.storage.model_directory
+import pe_core.training.loop
 import pe_flax
 import pe_flax.encoder
 import pe_flax.engine
@@ -22,11 +22,11 @@ from parity_tests.cases import CONFIGS, ENGINES, perturbed_arrays
 from parity_tests.faults.fault import Fault, around
 from pe_core import ComputeConfig, Features, ModelConfig, TrainConfig
 from pe_core.data import Batch, dummy
-from pe_core.parity import Trace
-from pe_core.random import derive, normal
-from pe_core.run_directory import state_shapes
-from pe_core.training import train
-from pe_core.weights import load_model
+from pe_core.model.random import derive, normal
+from pe_core.storage.model_directory import load_model
+from pe_core.training.loop import train
+from pe_core.training.run_directory import state_shapes
+from pe_parity import Trace
 
 PACKAGES: dict[str, Any] = {"torch": pe_torch, "flax": pe_flax}
 CONFIG = CONFIGS["default"]
@@ -36,7 +36,10 @@ SEED = 3
 def initial_weights(wing: str) -> Trace:
     """The weights of a model that was just made."""
     package = PACKAGES[wing]
-    return {f"initial/{name}": array for name, array in package.to_arrays(package.SequenceClassifier(CONFIG, seed=SEED)).items()}
+    return {
+        f"initial/{name}": array
+        for name, array in package.to_arrays(package.SequenceClassifier(CONFIG, seed=SEED)).items()
+    }
 
 
 def batches_of_a_run(wing: str) -> Trace:
@@ -62,7 +65,12 @@ def batches_of_a_run(wing: str) -> Trace:
             return {}
 
     fed: Any = Fed()
-    train(lambda *arguments: fed, ModelConfig(inputs=Features(16), num_classes=2), dummy(0), train=options)
+    train(
+        lambda *arguments: fed,
+        ModelConfig(inputs=Features(16), num_classes=2),
+        dummy(0),
+        train=options,
+    )
     return found
 
 
@@ -79,20 +87,28 @@ def restored_state(wing: str) -> Trace:
     """The state of an engine that took over another's."""
     engine = ENGINES[wing](CONFIG, perturbed_arrays(CONFIG), TrainConfig(), ComputeConfig(), 1)
     shapes = state_shapes(CONFIG)
-    state = {name: normal(derive(SEED, number), shape).astype(np.float32) for number, (name, shape) in enumerate(shapes.items())}
+    state = {
+        name: normal(derive(SEED, number), shape).astype(np.float32)
+        for number, (name, shape) in enumerate(shapes.items())
+    }
     engine.restore(state | {"adam/count": np.array(7, np.int64)})
     return {f"state/{name}": array for name, array in engine.state().items()}
 
 
 def _unit_tables(draw: Any, items: Any, seed: int) -> Any:
     """Tables with the standard deviation of one that `nn.Embedding` has."""
-    return {name: array / 0.02 if name.endswith("table") else array for name, array in draw(items, seed).items()}
+    return {
+        name: array / 0.02 if name.endswith("table") else array
+        for name, array in draw(items, seed).items()
+    }
 
 
 def _one_third(draw: Any, items: Any, seed: int) -> Any:
     """The uniform law of `nn.Linear`, within one over the root of its inputs."""
     return {
-        name: array * np.float32((sum(array.shape) / 6.0 / array.shape[1]) ** 0.5) if name == "head.weight" else array
+        name: array * np.float32((sum(array.shape) / 6.0 / array.shape[1]) ** 0.5)
+        if name == "head.weight"
+        else array
         for name, array in draw(items, seed).items()
     }
 
@@ -113,19 +129,31 @@ def _last_row_counts(batch_at: Any, *arguments: Any) -> Batch:
 def _as_it_lies(arrays: Any) -> Any:
     """The memory of a transposed view under the shape of the view, as safetensors writes it."""
     return {
-        name: np.ascontiguousarray(array.T).reshape(array.shape) if name.endswith("up.weight") else array for name, array in arrays.items()
+        name: np.ascontiguousarray(array.T).reshape(array.shape)
+        if name.endswith("up.weight")
+        else array
+        for name, array in arrays.items()
     }
 
 
 def _rounded(arrays: Any) -> Any:
     """Weights that lost the lower half of their bits on the way to the file."""
-    return {name: (array.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32) for name, array in arrays.items()}
+    return {
+        name: (array.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+        for name, array in arrays.items()
+    }
 
 
 def _swapped_moments(restore: Any, engine: Any, arrays: Any) -> Any:
     other = {"m": "v", "v": "m"}
-    kept = {name: array for name, array in arrays.items() if not name.startswith(("adam/m/", "adam/v/"))}
-    kept |= {f"adam/{other[name[5]]}{name[6:]}": array for name, array in arrays.items() if name.startswith(("adam/m/", "adam/v/"))}
+    kept = {
+        name: array for name, array in arrays.items() if not name.startswith(("adam/m/", "adam/v/"))
+    }
+    kept |= {
+        f"adam/{other[name[5]]}{name[6:]}": array
+        for name, array in arrays.items()
+        if name.startswith(("adam/m/", "adam/v/"))
+    }
     return restore(engine, kept)
 
 
@@ -168,7 +196,7 @@ EXACT_FAULTS = (
         "not shuffled",
         "shared",
         "exact/batch/0/inputs",
-        around(pe_core.training, "epoch_order", _in_order),
+        around(pe_core.training.loop, "epoch_order", _in_order),
         observe=batches_of_a_run,
     ),
     Fault(
@@ -176,7 +204,7 @@ EXACT_FAULTS = (
         "one order for all epochs",
         "shared",
         "exact/batch/4/inputs",
-        around(pe_core.training, "epoch_order", _first_epoch_again),
+        around(pe_core.training.loop, "epoch_order", _first_epoch_again),
         observe=batches_of_a_run,
     ),
     Fault(
@@ -184,7 +212,7 @@ EXACT_FAULTS = (
         "filler rows count",
         "shared",
         "exact/batch/3/weights",
-        around(pe_core.training, "batch_at", _last_row_counts),
+        around(pe_core.training.loop, "batch_at", _last_row_counts),
         observe=batches_of_a_run,
     ),
     Fault(

@@ -10,9 +10,9 @@ import pytest
 
 from parity_tests.cases import CONFIGS, ENGINES, perturbed_arrays, small_batch
 from pe_core import ComputeConfig, TrainConfig
-from pe_core.config import Precision
-from pe_core.parity import Trace, reference_trace, trace
-from pe_core.parity.trace import Depth
+from pe_core.model.config import Precision
+from pe_parity import Trace, reference_trace, trace
+from pe_parity.trace import Depth
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 DEFAULT = TrainConfig()
@@ -34,8 +34,10 @@ class Fault:
         dropout: whether the trace is made in training mode.
         train: what the run is.
         steps: how many the run takes, where the place is in the weights at its end.
-        precisions: in which it must be caught; an error below the rounding of float32 shows in float64 alone.
-        observe: from a wing, what is looked at instead of a trace of the model; every name in it is exact.
+        precisions: in which it must be caught; an error below the rounding of float32 shows in
+            float64 alone.
+        observe: from a wing, what is looked at instead of a trace of the model; every name in it is
+        exact.
     """
 
     area: str
@@ -55,7 +57,9 @@ class Fault:
     def depth(self) -> Depth:
         """How far the trace must go to reach the place."""
         head = self.place.split("/")[0]
-        return {"gradient": "gradient", "moment": "step", "update": "step", "weights": "run"}.get(head, "forward")  # type: ignore[return-value]
+        return {"gradient": "gradient", "moment": "step", "update": "step", "weights": "run"}.get(
+            head, "forward"
+        )  # type: ignore[return-value]
 
     def seen(self, precision: Precision) -> Trace:
         """Look at the wing, with whatever is planted."""
@@ -70,8 +74,11 @@ class Fault:
         config = CONFIGS[self.config]
         found = self._trace("torch", "float64")
         batch = small_batch(config, masked=self.masked)
-        # The reference comes last and takes the place of every tap; the order of names is the trace's own.
-        return found | reference_trace(config, perturbed_arrays(config), batch, dropout=self.dropout)
+        # The reference comes last and takes the place of every tap; the order of names is the
+        # trace's own.
+        return found | reference_trace(
+            config, perturbed_arrays(config), batch, dropout=self.dropout
+        )
 
     def _trace(self, wing: str, precision: Precision) -> Trace:
         config = CONFIGS[self.config]
@@ -98,6 +105,8 @@ def around(target: Any, name: str, wrapper: Callable[..., Any]) -> Patch:
 
     def patch(monkeypatch: pytest.MonkeyPatch) -> None:
         original = getattr(target, name)
-        monkeypatch.setattr(target, name, lambda *args, **kwargs: wrapper(original, *args, **kwargs))
+        monkeypatch.setattr(
+            target, name, lambda *args, **kwargs: wrapper(original, *args, **kwargs)
+        )
 
     return patch

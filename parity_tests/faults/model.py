@@ -1,4 +1,6 @@
-"""Faults of the forward pass: layers, masks, positions, encodings, pooling, loss, random numbers, dtype."""
+"""Faults of the forward pass: layers, masks, positions, encodings, pooling, loss, random numbers,
+dtype.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +26,25 @@ import pe_torch.engine
 import pe_torch.layers
 import pe_torch.pooling
 from parity_tests.faults.fault import Fault, around, attribute
-from pe_core.config import LAYER_NORM_EPSILON
+from pe_core.model.config import LAYER_NORM_EPSILON
 
-ATTENTION, WEIGHTS, HIDDEN = "layers.0.attention.", "layers.0.attention.weights", "layers.0.feed_forward.hidden"
+ATTENTION, WEIGHTS, HIDDEN = (
+    "layers.0.attention.",
+    "layers.0.attention.weights",
+    "layers.0.feed_forward.hidden",
+)
 TORCH, TORCH_DROPOUT = pe_torch.encoder.Encoder, pe_torch.dropout.Dropout
-TORCH_TABLE, TORCH_WAVES = pe_torch.encodings.additive.LearnedTableEncoding, pe_torch.encodings.additive.SinusoidalEncoding
+TORCH_TABLE, TORCH_WAVES = (
+    pe_torch.encodings.additive.LearnedTableEncoding,
+    pe_torch.encodings.additive.SinusoidalEncoding,
+)
 
 
 def _transposed_out(load: Any, model: Any, arrays: Any) -> Any:
-    return load(model, dict(arrays) | {"layers.0.attention.out.weight": arrays["layers.0.attention.out.weight"].T})
+    return load(
+        model,
+        dict(arrays) | {"layers.0.attention.out.weight": arrays["layers.0.attention.out.weight"].T},
+    )
 
 
 def _swapped_parts(linear: Any, module: Any, x: Any) -> Any:
@@ -42,7 +54,11 @@ def _swapped_parts(linear: Any, module: Any, x: Any) -> Any:
     if out.shape[-1] != 3 * x.shape[-1]:
         return out
     parts = [out[..., :width], out[..., 2 * width :], out[..., width : 2 * width]]
-    return torch.cat(parts, dim=-1) if isinstance(out, torch.Tensor) else jnp.concatenate(parts, axis=-1)
+    return (
+        torch.cat(parts, dim=-1)
+        if isinstance(out, torch.Tensor)
+        else jnp.concatenate(parts, axis=-1)
+    )
 
 
 def _interleaved_heads(attend: Any, query: Any, key: Any, value: Any, *rest: Any) -> Any:
@@ -106,7 +122,13 @@ def _twin_key(keep: Any, key: Any, shape: Any, *rest: Any) -> Any:
 
 def _unmasked_mean(empty: Any, query: Any, key: Any, value: Any, allowed: Any, *rest: Any) -> Any:
     """A row without a key averages all values, as `jax.nn.dot_product_attention` has it."""
-    return empty(query, key, value, None if allowed is None else allowed | ~allowed.any(dim=-1, keepdim=True), *rest)
+    return empty(
+        query,
+        key,
+        value,
+        None if allowed is None else allowed | ~allowed.any(dim=-1, keepdim=True),
+        *rest,
+    )
 
 
 def _float32_softmax(softmax: Any, logits: torch.Tensor) -> torch.Tensor:
@@ -153,11 +175,15 @@ def _bfloat16(linear: Any, module: Any, x: torch.Tensor) -> torch.Tensor:
 
 def _float32_norm(norm: Any, module: Any, x: torch.Tensor) -> torch.Tensor:
     weight, bias = module.weight.float(), module.bias.float()
-    return functional.layer_norm(x.float(), weight.shape, weight, bias, LAYER_NORM_EPSILON).to(x.dtype)
+    return functional.layer_norm(x.float(), weight.shape, weight, bias, LAYER_NORM_EPSILON).to(
+        x.dtype
+    )
 
 
 def _one_mask_for_all(keep: Any, key: Any, shape: Any, *rest: Any) -> Any:
-    """One mask serves every sequence of the batch, as `nnx.MultiHeadAttention` has it by default."""
+    """One mask serves every sequence of the batch, as `nnx.MultiHeadAttention` has it by
+    default.
+    """
     return keep(key, (1, *shape[1:]), *rest).expand(shape)
 
 
@@ -171,29 +197,146 @@ def _smoothed(cross_entropy: Any, logits: Any, labels: Any, **options: Any) -> A
 
 
 MODEL_FAULTS = (
-    Fault("layers", "LayerNorm epsilon of Flax", "torch", "layers.0.norm1", attribute(pe_torch.layers, "LAYER_NORM_EPSILON", 1e-6)),
-    Fault("layers", "tanh GELU", "torch", HIDDEN, around(functional, "gelu", lambda gelu, x, approximate: gelu(x, approximate="tanh"))),
-    Fault("layers", "transposed square matrix", "torch", ATTENTION + "output", around(pe_torch.engine, "load_arrays", _transposed_out)),
-    Fault("layers", "key and value swapped", "torch", ATTENTION + "key", around(pe_torch.layers.Linear, "forward", _swapped_parts)),
-    Fault("layers", "heads interleaved", "torch", ATTENTION + "logits", around(pe_torch.attention, "attend", _interleaved_heads)),
-    Fault("layers", "scale of d_model", "torch", ATTENTION + "logits", around(pe_torch.attention, "attend", _scaled_by_d_model)),
-    Fault("layers", "post- for pre-norm", "torch", "layers.0.norm1", around(pe_torch.encoder.Block, "forward", _post_norm)),
-    Fault("masks", "inverted mask", "torch", WEIGHTS, around(pe_torch.attention, "attend", _inverted_mask), masked=True),
-    Fault("masks", "mask forgotten", "torch", WEIGHTS, around(pe_torch.attention, "attend", _no_mask), masked=True),
-    Fault("masks", "empty row averages all", "torch", WEIGHTS, around(pe_torch.attention, "attend", _unmasked_mean), masked=True),
-    Fault("masks", "padding not zeroed", "torch", "input", around(torch.Tensor, "masked_fill", _padding_filled), masked=True),
-    Fault("masks", "padding pooled", "torch", "pooled", around(pe_torch.pooling.Pool, "forward", _all_real), masked=True),
-    Fault("positions", "off by one", "torch", "encoding", around(TORCH_TABLE, "add", _shifted_table)),
     Fault(
-        "positions", "padding counted", "torch", "encoding", attribute(pe_torch.encoder, "count_positions", _padding_counted), masked=True
+        "layers",
+        "LayerNorm epsilon of Flax",
+        "torch",
+        "layers.0.norm1",
+        attribute(pe_torch.layers, "LAYER_NORM_EPSILON", 1e-6),
     ),
-    Fault("encodings", "halves for turns", "torch", "encoding", around(TORCH_WAVES, "_waves", _halves), config="sinusoidal"),
-    Fault("encodings", "in the first layer only", "torch", "layers.1.encoding", around(TORCH, "_add_again", _once_only), config="post"),
-    Fault("encodings", "tokens scaled up", "torch", "input", around(pe_torch.layers.Table, "forward", _scaled_embedding), config="tokens"),
     Fault(
-        "pooling", "last step for the first", "torch", "pooled", around(pe_torch.pooling.Pool, "forward", _last_for_first), config="tokens"
+        "layers",
+        "tanh GELU",
+        "torch",
+        HIDDEN,
+        around(functional, "gelu", lambda gelu, x, approximate: gelu(x, approximate="tanh")),
     ),
-    Fault("random numbers", "dropout left on", "torch", "layers.0.norm1", around(TORCH_DROPOUT, "begin", _left_on), config="dropout"),
+    Fault(
+        "layers",
+        "transposed square matrix",
+        "torch",
+        ATTENTION + "output",
+        around(pe_torch.engine, "load_arrays", _transposed_out),
+    ),
+    Fault(
+        "layers",
+        "key and value swapped",
+        "torch",
+        ATTENTION + "key",
+        around(pe_torch.layers.Linear, "forward", _swapped_parts),
+    ),
+    Fault(
+        "layers",
+        "heads interleaved",
+        "torch",
+        ATTENTION + "logits",
+        around(pe_torch.attention, "attend", _interleaved_heads),
+    ),
+    Fault(
+        "layers",
+        "scale of d_model",
+        "torch",
+        ATTENTION + "logits",
+        around(pe_torch.attention, "attend", _scaled_by_d_model),
+    ),
+    Fault(
+        "layers",
+        "post- for pre-norm",
+        "torch",
+        "layers.0.norm1",
+        around(pe_torch.encoder.Block, "forward", _post_norm),
+    ),
+    Fault(
+        "masks",
+        "inverted mask",
+        "torch",
+        WEIGHTS,
+        around(pe_torch.attention, "attend", _inverted_mask),
+        masked=True,
+    ),
+    Fault(
+        "masks",
+        "mask forgotten",
+        "torch",
+        WEIGHTS,
+        around(pe_torch.attention, "attend", _no_mask),
+        masked=True,
+    ),
+    Fault(
+        "masks",
+        "empty row averages all",
+        "torch",
+        WEIGHTS,
+        around(pe_torch.attention, "attend", _unmasked_mean),
+        masked=True,
+    ),
+    Fault(
+        "masks",
+        "padding not zeroed",
+        "torch",
+        "input",
+        around(torch.Tensor, "masked_fill", _padding_filled),
+        masked=True,
+    ),
+    Fault(
+        "masks",
+        "padding pooled",
+        "torch",
+        "pooled",
+        around(pe_torch.pooling.Pool, "forward", _all_real),
+        masked=True,
+    ),
+    Fault(
+        "positions", "off by one", "torch", "encoding", around(TORCH_TABLE, "add", _shifted_table)
+    ),
+    Fault(
+        "positions",
+        "padding counted",
+        "torch",
+        "encoding",
+        attribute(pe_torch.encoder, "count_positions", _padding_counted),
+        masked=True,
+    ),
+    Fault(
+        "encodings",
+        "halves for turns",
+        "torch",
+        "encoding",
+        around(TORCH_WAVES, "_waves", _halves),
+        config="sinusoidal",
+    ),
+    Fault(
+        "encodings",
+        "in the first layer only",
+        "torch",
+        "layers.1.encoding",
+        around(TORCH, "_add_again", _once_only),
+        config="post",
+    ),
+    Fault(
+        "encodings",
+        "tokens scaled up",
+        "torch",
+        "input",
+        around(pe_torch.layers.Table, "forward", _scaled_embedding),
+        config="tokens",
+    ),
+    Fault(
+        "pooling",
+        "last step for the first",
+        "torch",
+        "pooled",
+        around(pe_torch.pooling.Pool, "forward", _last_for_first),
+        config="tokens",
+    ),
+    Fault(
+        "random numbers",
+        "dropout left on",
+        "torch",
+        "layers.0.norm1",
+        around(TORCH_DROPOUT, "begin", _left_on),
+        config="dropout",
+    ),
     Fault(
         "random numbers",
         "another dropout mask",
@@ -221,12 +364,36 @@ MODEL_FAULTS = (
         config="dropout",
         dropout=True,
     ),
-    Fault("loss weighting", "filler rows in the loss", "torch", "loss", around(torch, "dot", _mean_over_rows), masked=True),
-    Fault("loss weighting", "sum for the mean", "torch", "loss", around(torch, "dot", _total)),
-    Fault("loss weighting", "smoothed labels", "torch", "loss", around(functional, "cross_entropy", _smoothed)),
-    Fault("dtype", "products in bfloat16", "torch", "input", around(pe_torch.layers.Linear, "forward", _bfloat16)),
     Fault(
-        "dtype", "softmax in float32", "torch", WEIGHTS, around(pe_torch.attention, "_softmax", _float32_softmax), precisions=("float64",)
+        "loss weighting",
+        "filler rows in the loss",
+        "torch",
+        "loss",
+        around(torch, "dot", _mean_over_rows),
+        masked=True,
+    ),
+    Fault("loss weighting", "sum for the mean", "torch", "loss", around(torch, "dot", _total)),
+    Fault(
+        "loss weighting",
+        "smoothed labels",
+        "torch",
+        "loss",
+        around(functional, "cross_entropy", _smoothed),
+    ),
+    Fault(
+        "dtype",
+        "products in bfloat16",
+        "torch",
+        "input",
+        around(pe_torch.layers.Linear, "forward", _bfloat16),
+    ),
+    Fault(
+        "dtype",
+        "softmax in float32",
+        "torch",
+        WEIGHTS,
+        around(pe_torch.attention, "_softmax", _float32_softmax),
+        precisions=("float64",),
     ),
     Fault(
         "dtype",
@@ -236,14 +403,64 @@ MODEL_FAULTS = (
         around(pe_torch.layers.LayerNorm, "forward", _float32_norm),
         precisions=("float64",),
     ),
-    Fault("layers", "LayerNorm epsilon of Flax", "flax", "layers.0.norm1", attribute(pe_flax.layers, "LAYER_NORM_EPSILON", 1e-6)),
-    Fault("layers", "unbiased variance", "flax", "layers.0.norm1", around(pe_flax.layers.LayerNorm, "__call__", _unbiased_variance)),
-    Fault("layers", "tanh GELU", "flax", HIDDEN, around(jax.nn, "gelu", lambda gelu, x, approximate: gelu(x, approximate=True))),
-    Fault("layers", "key and value swapped", "flax", ATTENTION + "key", around(pe_flax.layers.Linear, "__call__", _swapped_parts)),
-    Fault("layers", "scale of d_model", "flax", ATTENTION + "logits", around(pe_flax.attention, "attend", _scaled_by_d_model)),
-    Fault("masks", "inverted mask", "flax", WEIGHTS, around(pe_flax.attention, "attend", _inverted_mask), masked=True),
-    Fault("masks", "padding pooled", "flax", "pooled", around(pe_flax.pooling.Pool, "__call__", _all_real), masked=True),
-    Fault("positions", "off by one", "flax", "encoding", around(pe_flax.encodings.additive.LearnedTableEncoding, "add", _shifted_table)),
+    Fault(
+        "layers",
+        "LayerNorm epsilon of Flax",
+        "flax",
+        "layers.0.norm1",
+        attribute(pe_flax.layers, "LAYER_NORM_EPSILON", 1e-6),
+    ),
+    Fault(
+        "layers",
+        "unbiased variance",
+        "flax",
+        "layers.0.norm1",
+        around(pe_flax.layers.LayerNorm, "__call__", _unbiased_variance),
+    ),
+    Fault(
+        "layers",
+        "tanh GELU",
+        "flax",
+        HIDDEN,
+        around(jax.nn, "gelu", lambda gelu, x, approximate: gelu(x, approximate=True)),
+    ),
+    Fault(
+        "layers",
+        "key and value swapped",
+        "flax",
+        ATTENTION + "key",
+        around(pe_flax.layers.Linear, "__call__", _swapped_parts),
+    ),
+    Fault(
+        "layers",
+        "scale of d_model",
+        "flax",
+        ATTENTION + "logits",
+        around(pe_flax.attention, "attend", _scaled_by_d_model),
+    ),
+    Fault(
+        "masks",
+        "inverted mask",
+        "flax",
+        WEIGHTS,
+        around(pe_flax.attention, "attend", _inverted_mask),
+        masked=True,
+    ),
+    Fault(
+        "masks",
+        "padding pooled",
+        "flax",
+        "pooled",
+        around(pe_flax.pooling.Pool, "__call__", _all_real),
+        masked=True,
+    ),
+    Fault(
+        "positions",
+        "off by one",
+        "flax",
+        "encoding",
+        around(pe_flax.encodings.additive.LearnedTableEncoding, "add", _shifted_table),
+    ),
     Fault(
         "random numbers",
         "another dropout mask",

@@ -15,11 +15,17 @@ import pe_torch.engine
 import pe_torch.optimizer
 from parity_tests.faults.fault import Fault, around, attribute
 from pe_core import TrainConfig
-from pe_core.config import CLIP_EPSILON
-from pe_core.schedule import Schedule
+from pe_core.training.config import CLIP_EPSILON
+from pe_core.training.schedule import Schedule
 
 # A run in which everything that training can do does something.
-FULL = TrainConfig(learning_rate=1e-2, schedule="warmup_cosine", warmup_steps=1, weight_decay=0.1, max_gradient_norm=0.1)
+FULL = TrainConfig(
+    learning_rate=1e-2,
+    schedule="warmup_cosine",
+    warmup_steps=1,
+    weight_decay=0.1,
+    max_gradient_norm=0.1,
+)
 
 
 def _zeroed_gradient(gradients: Any, engine: Any, batch: Any, step: Any = None) -> Any:
@@ -93,7 +99,10 @@ def _late_corrections(at: Any, corrections: Any, count: Any, dtype: Any) -> Any:
 
 def _float32_corrections(at: Any, corrections: Any, count: Any, dtype: Any) -> Any:
     """As optax has them."""
-    return jax.tree.map(lambda value: value.astype(jnp.float32).astype(dtype), at(corrections, count, np.dtype("float32")))
+    return jax.tree.map(
+        lambda value: value.astype(jnp.float32).astype(dtype),
+        at(corrections, count, np.dtype("float32")),
+    )
 
 
 def _one_percent_more(schedule: Any, train: Any, total: int) -> Any:
@@ -113,7 +122,11 @@ def _read_late(schedule: Any, train: Any, total: int) -> Any:
 def _from_zero(schedule: Any, train: Any, total: int) -> Any:
     """The rise begins at a rate of zero."""
     right = schedule(train, total)
-    return lambda step: train.learning_rate * step / train.warmup_steps if step < train.warmup_steps else right(step)
+    return lambda step: (
+        train.learning_rate * step / train.warmup_steps
+        if step < train.warmup_steps
+        else right(step)
+    )
 
 
 def _one_step_short(schedule: Any, train: Any, total: int) -> Any:
@@ -123,9 +136,27 @@ def _one_step_short(schedule: Any, train: Any, total: int) -> Any:
 
 FIRST = "input.weight"
 STEP_FAULTS = (
-    Fault("gradients", "zeroed", "torch", "gradient/layers.1.norm2.bias", around(pe_torch.engine.Engine, "gradients", _zeroed_gradient)),
-    Fault("gradients", "negated", "torch", f"gradient/{FIRST}", around(pe_torch.engine.Engine, "gradients", _negated_gradient)),
-    Fault("gradients", "halved", "torch", "gradient/encodings.0.table", around(pe_torch.engine.Engine, "gradients", _half_gradient)),
+    Fault(
+        "gradients",
+        "zeroed",
+        "torch",
+        "gradient/layers.1.norm2.bias",
+        around(pe_torch.engine.Engine, "gradients", _zeroed_gradient),
+    ),
+    Fault(
+        "gradients",
+        "negated",
+        "torch",
+        f"gradient/{FIRST}",
+        around(pe_torch.engine.Engine, "gradients", _negated_gradient),
+    ),
+    Fault(
+        "gradients",
+        "halved",
+        "torch",
+        "gradient/encodings.0.table",
+        around(pe_torch.engine.Engine, "gradients", _half_gradient),
+    ),
     Fault(
         "clipping",
         "each weight apart",
@@ -154,15 +185,43 @@ STEP_FAULTS = (
         steps=3,
         precisions=("float64",),
     ),
-    Fault("optimizer", "climbs", "torch", f"moment/m/{FIRST}", around(torch.optim.AdamW, "step", _climbs)),
-    Fault("optimizer", "wrong bias correction", "torch", f"update/{FIRST}", around(torch.optim.AdamW, "step", _one_step_on)),
     Fault(
-        "optimizer", "decay of everything", "torch", f"update/{FIRST}", around(pe_torch.optimizer, "parameter_groups", _decay_everything)
+        "optimizer",
+        "climbs",
+        "torch",
+        f"moment/m/{FIRST}",
+        around(torch.optim.AdamW, "step", _climbs),
     ),
     Fault(
-        "optimizer", "decay in the gradient", "torch", f"moment/m/{FIRST}", around(torch.optim.AdamW, "step", _coupled), train=FULL, steps=3
+        "optimizer",
+        "wrong bias correction",
+        "torch",
+        f"update/{FIRST}",
+        around(torch.optim.AdamW, "step", _one_step_on),
     ),
-    Fault("optimizer", "second beta of another library", "torch", f"moment/v/{FIRST}", around(torch.optim.AdamW, "step", _second_beta)),
+    Fault(
+        "optimizer",
+        "decay of everything",
+        "torch",
+        f"update/{FIRST}",
+        around(pe_torch.optimizer, "parameter_groups", _decay_everything),
+    ),
+    Fault(
+        "optimizer",
+        "decay in the gradient",
+        "torch",
+        f"moment/m/{FIRST}",
+        around(torch.optim.AdamW, "step", _coupled),
+        train=FULL,
+        steps=3,
+    ),
+    Fault(
+        "optimizer",
+        "second beta of another library",
+        "torch",
+        f"moment/v/{FIRST}",
+        around(torch.optim.AdamW, "step", _second_beta),
+    ),
     Fault(
         "optimizer",
         "epsilon before the correction",
@@ -205,7 +264,13 @@ STEP_FAULTS = (
         train=FULL,
         steps=4,
     ),
-    Fault("optimizer", "wrong bias correction", "flax", f"update/{FIRST}", around(pe_flax.optimizer._Corrections, "at", _late_corrections)),
+    Fault(
+        "optimizer",
+        "wrong bias correction",
+        "flax",
+        f"update/{FIRST}",
+        around(pe_flax.optimizer._Corrections, "at", _late_corrections),
+    ),
     Fault(
         "optimizer",
         "corrections in float32",

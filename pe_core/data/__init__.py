@@ -1,4 +1,6 @@
-"""Data: sequences with masks and labels, seeded tasks, file readers, standardisation, and batches in a reproducible order."""
+"""Data: sequences with masks and labels, seeded tasks, file readers, standardisation, and batches
+in a reproducible order.
+"""
 
 from pe_core.data.batching import Batch, batch_at, batches, epoch_order, steps_per_epoch
 from pe_core.data.dataset import Dataset

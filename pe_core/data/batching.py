@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, Integer
 
 from pe_core.data.sequences import Sequences, checked_indices
-from pe_core.random import ORDER, derive, permutation
+from pe_core.model.random import ORDER, derive, permutation
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,10 +17,12 @@ class Batch:
     """`batch_size` examples; the filler rows of a short last batch have weight 0.
 
     Attributes:
-        inputs: float32 (batch, length, num_features), or int32 (batch, length) for tokens; 0 in filler rows.
+        inputs: float32 (batch, length, num_features), or int32 (batch, length) for tokens; 0 in
+            filler rows.
         labels: int32 (batch,); 0 in filler rows, and throughout where the sequences have no labels.
         weights: float32 (batch,); 1 for an example, 0 for a filler row.
-        mask: bool (batch, length), True = real step, False throughout in filler rows; None where the sequences have no mask.
+        mask: bool (batch, length), True = real step, False throughout in filler rows; None where
+        the sequences have no mask.
     """
 
     inputs: Float32[np.ndarray, "batch length features"] | Int32[np.ndarray, "batch length"]
@@ -47,22 +49,31 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
         ValueError: the batch size or the count is less than 1.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}; pass a positive integer")
+        raise ValueError(
+            f"batch_size must be at least 1, got {batch_size}; pass a positive integer"
+        )
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}; pass at least one example")
     return -(-count // batch_size)
 
 
-def batch_at(sequences: Sequences, order: Integer[np.ndarray, " taken"], step: int, batch_size: int) -> Batch:
-    """Return batch `step` of the examples taken in `order`; a short last batch is filled up to `batch_size` rows.
+def batch_at(
+    sequences: Sequences, order: Integer[np.ndarray, " taken"], step: int, batch_size: int
+) -> Batch:
+    """Return batch `step` of the examples taken in `order`; a short last batch is filled up to
+    `batch_size` rows.
 
     Raises:
         TypeError: the order does not consist of integers.
-        ValueError: the step is outside the epoch, or the order names an example that does not exist.
+        ValueError: the step is outside the epoch, or the order names an example that does not
+        exist.
     """
     steps = steps_per_epoch(len(order), batch_size)
     if not 0 <= step < steps:
-        raise ValueError(f"step must lie in 0 .. {steps - 1}, got {step}; an epoch has {steps} steps of {batch_size}")
+        raise ValueError(
+            f"step must lie in 0 .. {steps - 1}, got {step}; an epoch has {steps} steps of "
+            f"{batch_size}"
+        )
     rows = checked_indices(order[step * batch_size : (step + 1) * batch_size], sequences.count)
 
     def filled(array: np.ndarray) -> np.ndarray:
@@ -72,21 +83,33 @@ def batch_at(sequences: Sequences, order: Integer[np.ndarray, " taken"], step: i
 
     return Batch(
         inputs=filled(sequences.inputs),
-        labels=np.zeros(batch_size, np.int32) if sequences.labels is None else filled(sequences.labels),
+        labels=np.zeros(batch_size, np.int32)
+        if sequences.labels is None
+        else filled(sequences.labels),
         weights=(np.arange(batch_size) < len(rows)).astype(np.float32),
         mask=None if sequences.mask is None else filled(sequences.mask),
     )
 
 
-def batches(sequences: Sequences, batch_size: int, order: Integer[np.ndarray, " taken"] | None = None, start: int = 0) -> Iterator[Batch]:
-    """Return the batches of one epoch, from step `start` on, in `order` or else in the order of the sequences.
+def batches(
+    sequences: Sequences,
+    batch_size: int,
+    order: Integer[np.ndarray, " taken"] | None = None,
+    start: int = 0,
+) -> Iterator[Batch]:
+    """Return the batches of one epoch, from step `start` on, in `order` or else in the order of the
+    sequences.
 
     Raises:
         TypeError: the order does not consist of integers.
-        ValueError: the batch size is less than 1, the start is outside the epoch, or the order names an example that does not exist.
+        ValueError: the batch size is less than 1, the start is outside the epoch, or the order
+        names an example that does not exist.
     """
     taken = np.arange(sequences.count) if order is None else checked_indices(order, sequences.count)
     steps = steps_per_epoch(len(taken), batch_size)
     if not 0 <= start <= steps:
-        raise ValueError(f"start must lie in 0 .. {steps}, got {start}; an epoch has {steps} steps of {batch_size}")
+        raise ValueError(
+            f"start must lie in 0 .. {steps}, got {start}; an epoch has {steps} steps of "
+            f"{batch_size}"
+        )
     return (batch_at(sequences, taken, step, batch_size) for step in range(start, steps))

@@ -1,4 +1,6 @@
-"""`Dataset`: the training, validation and test parts of one task, and how examples are divided among them."""
+"""`Dataset`: the training, validation and test parts of one task, and how examples are divided
+among them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from jaxtyping import Int64
 
 from pe_core.data.sequences import Sequences
 from pe_core.data.standardisation import Standardisation
-from pe_core.random import SPLIT, derive, permutation
+from pe_core.model.random import SPLIT, derive, permutation
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,11 +21,13 @@ class Dataset:
 
     Attributes:
         name: the task's name, or the name of the file.
-        train, validation, test: the parts; test is None where the task has none. Lengths may differ, features and classes may not.
+        train, validation, test: the parts; test is None where the task has none. Lengths may
+            differ, features and classes may not.
         standardisation: what was applied to all parts, fitted on `train`; None where nothing was.
 
     Raises:
-        ValueError: a part without labels, or parts that differ in features or classes; or only one class in `train`.
+        ValueError: a part without labels, or parts that differ in features or classes; or only one
+        class in `train`.
     """
 
     name: str
@@ -35,20 +39,26 @@ class Dataset:
     def __post_init__(self) -> None:
         for part, sequences in self.parts.items():
             if sequences.labels is None:
-                raise ValueError(f"the {part} part of {self.name} has no labels; add labels, or use the data for prediction only")
+                raise ValueError(
+                    f"the {part} part of {self.name} has no labels; add labels, or use the data "
+                    "for prediction only"
+                )
             if sequences.num_features != self.train.num_features:
                 raise ValueError(
-                    f"the {part} part of {self.name} has {_features(sequences)}, the train part {_features(self.train)}; give both the same"
+                    f"the {part} part of {self.name} has {_features(sequences)}, the train part "
+                    f"{_features(self.train)}; give both the same"
                 )
             if sequences.class_names != self.train.class_names:
                 raise ValueError(
-                    f"the {part} part of {self.name} has classes {', '.join(sequences.class_names)}, the train part "
+                    f"the {part} part of {self.name} has classes "
+                    f"{', '.join(sequences.class_names)}, the train part "
                     f"{', '.join(self.train.class_names)}; give both the same, in the same order"
                 )
         present = np.unique(np.asarray(self.train.labels))
         if len(present) < 2:
             raise ValueError(
-                f"the train part of {self.name} holds one class only, {self.class_names[present[0]]!r}; give it examples of two or more"
+                f"the train part of {self.name} holds one class only, "
+                f"{self.class_names[present[0]]!r}; give it examples of two or more"
             )
 
     @property
@@ -83,22 +93,31 @@ class Dataset:
 def check_fraction(validation_fraction: float) -> None:
     """Refuse a validation fraction outside the open interval (0, 1)."""
     if not 0.0 < validation_fraction < 1.0:
-        raise ValueError(f"validation_fraction must lie between 0 and 1, got {validation_fraction}; for example 0.2")
+        raise ValueError(
+            f"validation_fraction must lie between 0 and 1, got {validation_fraction}; for "
+            "example 0.2"
+        )
 
 
 def part_count(fraction: float, count: int, what: str) -> int:
-    """Return how many of `count` examples a part takes: the nearest number that leaves both parts at least one.
+    """Return how many of `count` examples a part takes: the nearest number that leaves both parts
+    at least one.
 
     Raises:
         ValueError: there are fewer than two examples.
     """
     if count < 2:
-        raise ValueError(f"{what} has {count} example; a training and a validation part need at least 2; add examples")
+        raise ValueError(
+            f"{what} has {count} example; a training and a validation part need at least 2; add "
+            "examples"
+        )
     return min(max(math.floor(fraction * count + 0.5), 1), count - 1)
 
 
 def split_order(seed: int, count: int) -> Int64[np.ndarray, " count"]:
-    """Return the order in which examples are dealt to the parts, a function of (seed, count) alone."""
+    """Return the order in which examples are dealt to the parts, a function of (seed, count)
+    alone.
+    """
     return permutation(derive(seed, SPLIT), count)
 
 

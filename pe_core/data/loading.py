@@ -21,37 +21,63 @@ VALIDATION_FRACTION: Final = 0.2
 _READERS: Final = {".npz": read_npz, ".ts": read_ts}
 
 
-def load(data: str | Path, *, test: str | Path | None = None, seed: int = 0, validation_fraction: float = VALIDATION_FRACTION) -> Dataset:
+def load(
+    data: str | Path,
+    *,
+    test: str | Path | None = None,
+    seed: int = 0,
+    validation_fraction: float = VALIDATION_FRACTION,
+) -> Dataset:
     """Return the parts of a task: one of `DATA_NAMES`, or a training file ending in .npz or .ts.
 
-    A file's examples are dealt to the training and the validation part by the seed; `test` names a second file, whose labels are mapped to
-    the classes of the first by name. Features are standardised by the training part, and so are the means that fill a wholly missing
-    feature; tokens, `dummy` and `order` stay as they are.
+    A file's examples are dealt to the training and the validation part by the seed; `test` names a
+    second file, whose labels are mapped to the classes of the first by name. Features are
+    standardised by the training part, and so are the means that fill a wholly missing feature;
+    tokens, `dummy` and `order` stay as they are.
 
     Raises:
         FileNotFoundError: there is no such file.
         ModuleNotFoundError: the digits are asked for and scikit-learn is missing.
-        TypeError, ValueError: an unknown name, options that do not go with it, or a file that cannot be used.
+        TypeError, ValueError: an unknown name, options that do not go with it, or a file that
+        cannot be used.
     """
     check_fraction(validation_fraction)
     if isinstance(data, str) and data in DATA_NAMES:
         if test is not None:
-            raise ValueError(f"a test file does not go with {data}, got {test}; leave it out, or give a training file too")
+            raise ValueError(
+                f"a test file does not go with {data}, got {test}; leave it out, or give a "
+                "training file too"
+            )
         if data.startswith("digits"):
-            return digits(seed, steps=8 if data == "digits" else 64, validation_fraction=validation_fraction)
+            return digits(
+                seed, steps=8 if data == "digits" else 64, validation_fraction=validation_fraction
+            )
         if validation_fraction != VALIDATION_FRACTION:
-            raise ValueError(f"{data} has parts of fixed size, got validation_fraction {validation_fraction}; leave it out")
+            raise ValueError(
+                f"{data} has parts of fixed size, got validation_fraction {validation_fraction}; "
+                "leave it out"
+            )
         return dummy(seed) if data == "dummy" else order(seed)
-    return _from_files(_reading(data), None if test is None else _reading(test), seed, validation_fraction)
+    return _from_files(
+        _reading(data), None if test is None else _reading(test), seed, validation_fraction
+    )
 
 
-def read(path: str | Path, class_names: Iterable[str] | None = None, *, fill: Sequence[float] | None = None) -> Sequences:
-    """Return the sequences of one file ending in .npz or .ts, as they are: not divided, not standardised; labels may be absent.
+def read(
+    path: str | Path,
+    class_names: Iterable[str] | None = None,
+    *,
+    fill: Sequence[float] | None = None,
+) -> Sequences:
+    """Return the sequences of one file ending in .npz or .ts, as they are: not divided, not
+    standardised; labels may be absent.
 
     Args:
         path: the file.
-        class_names: the classes that labels are mapped to, by name, for example a model's; None = the file's own.
-        fill: the value of each feature where an example misses it wholly, for example `Standardisation.mean`; None = the file's mean.
+        class_names: the classes that labels are mapped to, by name, for example a model's; None =
+            the file's own.
+        fill: the value of each feature where an example misses it wholly, for example
+            `Standardisation.mean`; None = the file's mean.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -67,33 +93,57 @@ def _reading(data: str | Path) -> Reading:
         return reader(path)
     if path.suffix or path.name != str(data):
         raise ValueError(
-            f"{data}: a data file must end in .npz or .ts, got {path.suffix or 'no ending'!r}; convert it, for example with numpy.savez"
+            f"{data}: a data file must end in .npz or .ts, got {path.suffix or 'no ending'!r}; "
+            "convert it, for example with numpy.savez"
         )
     nearest = difflib.get_close_matches(str(data).lower(), DATA_NAMES, n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else "choose one of them, or give a file"
-    raise ValueError(f"unknown data {str(data)!r}, the names are {', '.join(DATA_NAMES)} or a path ending in .npz or .ts; {hint}")
+    raise ValueError(
+        f"unknown data {str(data)!r}, the names are {', '.join(DATA_NAMES)} or a path ending in "
+        f".npz or .ts; {hint}"
+    )
 
 
-def _from_files(train: Reading, test: Reading | None, seed: int, validation_fraction: float) -> Dataset:
+def _from_files(
+    train: Reading, test: Reading | None, seed: int, validation_fraction: float
+) -> Dataset:
     if train.labels is None:
-        raise ValueError(f"{train.path}: has no labels to train on; add labels, or use the file for prediction only")
+        raise ValueError(
+            f"{train.path}: has no labels to train on; add labels, or use the file for "
+            "prediction only"
+        )
     if test is not None and test.labels is None:
-        raise ValueError(f"{test.path}: has no labels to test against; add labels, or use the file for prediction only")
+        raise ValueError(
+            f"{test.path}: has no labels to test against; add labels, or use the file for "
+            "prediction only"
+        )
     if test is not None and test.num_features != train.num_features:
-        raise ValueError(f"{test.path}: has {_features(test)}, the training file has {_features(train)}; give both the same")
+        raise ValueError(
+            f"{test.path}: has {_features(test)}, the training file has {_features(train)}; give "
+            "both the same"
+        )
     count = len(train.labels)
     shuffled = split_order(seed, count)
     validation_count = part_count(validation_fraction, count, str(train.path))
     mean = train.observed_mean(shuffled[validation_count:])
     every = train.sequences(fill=mean)
-    parts = {"validation": every.take(shuffled[:validation_count]), "train": every.take(shuffled[validation_count:])}
+    parts = {
+        "validation": every.take(shuffled[:validation_count]),
+        "train": every.take(shuffled[validation_count:]),
+    }
     if test is not None:
         parts["test"] = test.sequences(every.class_names, mean)
     standardisation = None
     if every.num_features is not None:
         standardisation = Standardisation.fit(parts["train"])
         parts = {part: standardisation.apply(sequences) for part, sequences in parts.items()}
-    return Dataset(train.path.stem.removesuffix("_TRAIN"), parts["train"], parts["validation"], parts.get("test"), standardisation)
+    return Dataset(
+        train.path.stem.removesuffix("_TRAIN"),
+        parts["train"],
+        parts["validation"],
+        parts.get("test"),
+        standardisation,
+    )
 
 
 def _features(reading: Reading) -> str:

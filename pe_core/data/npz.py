@@ -1,4 +1,6 @@
-"""Reading `.npz` files: `inputs`, and optionally `labels` and `mask` or `lengths`. Nothing is unpickled."""
+"""Reading `.npz` files: `inputs`, and optionally `labels` and `mask` or `lengths`. Nothing is
+unpickled.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool
 
-from pe_core.archive import read_archive
 from pe_core.data.reading import Reading, right_padded_mask, sorted_names
+from pe_core.storage.archive import read_archive
 
 ARRAYS: Final = ("inputs", "labels", "mask", "lengths")
 
@@ -19,13 +21,15 @@ ARRAYS: Final = ("inputs", "labels", "mask", "lengths")
 def read_npz(path: Path) -> Reading:
     """Return the contents of an `.npz` file.
 
-    `inputs` are floats (count, length, num_features), floats (count, length) for one feature, or integers (count, length) for tokens.
-    `labels`, integers or strings (count,), name the classes; the classes are the distinct labels in order. `mask` is bool
-    (count, length), True = real step; `lengths`, integers (count,), say the same of right-padded sequences.
+    `inputs` are floats (count, length, num_features), floats (count, length) for one feature, or
+    integers (count, length) for tokens. `labels`, integers or strings (count,), name the classes;
+    the classes are the distinct labels in order. `mask` is bool (count, length), True = real step;
+    `lengths`, integers (count,), say the same of right-padded sequences.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError, TypeError: the file is damaged, or holds unknown, missing, pickled or unsuitable arrays; names the file.
+        ValueError, TypeError: the file is damaged, or holds unknown, missing, pickled or unsuitable
+        arrays; names the file.
     """
     arrays = read_archive(path, lambda names: _check_names(path, names))
     inputs = arrays["inputs"]
@@ -33,11 +37,16 @@ def read_npz(path: Path) -> Reading:
         inputs = inputs[..., None]
     if inputs.ndim not in (2, 3) or 0 in inputs.shape:
         raise ValueError(
-            f"{path}: inputs must have shape (count, length, num_features) or (count, length), none of them 0, got {inputs.shape}; reshape"
+            f"{path}: inputs must have shape (count, length, num_features) or (count, length), "
+            f"none of them 0, got {inputs.shape}; reshape"
         )
     if "mask" in arrays and "lengths" in arrays:
         raise ValueError(f"{path}: holds both mask and lengths; keep one of them")
-    mask = _mask_of_lengths(path, arrays["lengths"], inputs) if "lengths" in arrays else arrays.get("mask")
+    mask = (
+        _mask_of_lengths(path, arrays["lengths"], inputs)
+        if "lengths" in arrays
+        else arrays.get("mask")
+    )
     labels = _labels(path, arrays["labels"], len(inputs)) if "labels" in arrays else None
     return Reading(path, inputs, mask, labels, sorted_names(labels or ()))
 
@@ -47,27 +56,45 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
     if unknown:
         nearest = difflib.get_close_matches(unknown[0], ARRAYS, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else "remove it"
-        raise ValueError(f"{path}: unknown array {', '.join(unknown)}, the known ones are {', '.join(ARRAYS)}; {hint}")
+        raise ValueError(
+            f"{path}: unknown array {', '.join(unknown)}, the known ones are "
+            f"{', '.join(ARRAYS)}; {hint}"
+        )
     if "inputs" not in names:
-        raise ValueError(f"{path}: has no array inputs, only {', '.join(names) or 'nothing'}; save the sequences under that name")
+        raise ValueError(
+            f"{path}: has no array inputs, only {', '.join(names) or 'nothing'}; save the "
+            "sequences under that name"
+        )
 
 
-def _mask_of_lengths(path: Path, lengths: np.ndarray, inputs: np.ndarray) -> Bool[np.ndarray, "count length"] | None:
+def _mask_of_lengths(
+    path: Path, lengths: np.ndarray, inputs: np.ndarray
+) -> Bool[np.ndarray, "count length"] | None:
     count, length = inputs.shape[:2]
     if lengths.dtype.kind not in "iu" or lengths.shape != (count,):
-        raise ValueError(f"{path}: lengths must be integers of shape ({count},), got {lengths.dtype} {lengths.shape}; give one per example")
+        raise ValueError(
+            f"{path}: lengths must be integers of shape ({count},), got {lengths.dtype} "
+            f"{lengths.shape}; give one per example"
+        )
     outside = (lengths < 1) | (lengths > length)
     if outside.any():
         row = int(np.argmax(outside))
-        raise ValueError(f"{path}: length {lengths[row]} of example {row} is outside 1 .. {length}; correct it, or remove the example")
+        raise ValueError(
+            f"{path}: length {lengths[row]} of example {row} is outside 1 .. {length}; correct "
+            "it, or remove the example"
+        )
     return right_padded_mask(lengths, length)
 
 
 def _labels(path: Path, labels: np.ndarray, count: int) -> tuple[str, ...]:
     if labels.dtype.kind not in "iuU":
         raise TypeError(
-            f"{path}: labels must be integers or strings, got dtype {labels.dtype}; convert them, for example labels.astype(int)"
+            f"{path}: labels must be integers or strings, got dtype {labels.dtype}; convert "
+            "them, for example labels.astype(int)"
         )
     if labels.shape != (count,):
-        raise ValueError(f"{path}: labels {labels.shape} do not fit {count} examples; give one label per example, shape ({count},)")
+        raise ValueError(
+            f"{path}: labels {labels.shape} do not fit {count} examples; give one label per "
+            f"example, shape ({count},)"
+        )
     return tuple(str(label) for label in labels.tolist())

@@ -1,4 +1,6 @@
-"""`Reading`: what stands in a file, before labels become indices and wholly missing features are filled."""
+"""`Reading`: what stands in a file, before labels become indices and wholly missing features are
+filled.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ class Reading:
         mask: bool (count, length), True = real step; None = every step is real.
         labels: the name of each example's class; None where the file has no labels.
         class_names: the names of the classes in the file's order; empty where it has no labels.
-        missing: bool (count, features), True = this feature was not observed once in this example, its inputs are 0; None = all were.
+        missing: bool (count, features), True = this feature was not observed once in this example,
+            its inputs are 0; None = all were.
         lines: the line of each example in a text file, from 1.
     """
 
@@ -42,8 +45,12 @@ class Reading:
         """The number of features of a step; None for tokens."""
         return self.inputs.shape[2] if self.inputs.ndim == 3 else None
 
-    def observed_mean(self, rows: Integer[np.ndarray, " rows"]) -> Float64[np.ndarray, " features"] | None:
-        """Return the mean of each feature over these examples, leaving out padding and wholly missing features; None if none is missing."""
+    def observed_mean(
+        self, rows: Integer[np.ndarray, " rows"]
+    ) -> Float64[np.ndarray, " features"] | None:
+        """Return the mean of each feature over these examples, leaving out padding and wholly
+        missing features; None if none is missing.
+        """
         if self.missing is None:
             return None
         observed = np.repeat(~self.missing[rows][:, None, :], self.inputs.shape[1], axis=1)
@@ -53,16 +60,20 @@ class Reading:
         return total / np.maximum(observed.sum(axis=(0, 1)), 1)
 
     def sequences(
-        self, class_names: Iterable[str] | None = None, fill: Sequence[float] | Float[np.ndarray, " features"] | None = None
+        self,
+        class_names: Iterable[str] | None = None,
+        fill: Sequence[float] | Float[np.ndarray, " features"] | None = None,
     ) -> Sequences:
         """Return the contents as `Sequences`.
 
         Args:
             class_names: the classes that the labels are mapped to, by name; None = the file's own.
-            fill: the value of each feature where an example misses it wholly; None = the mean of what the file holds.
+            fill: the value of each feature where an example misses it wholly; None = the mean of
+                what the file holds.
 
         Raises:
-            ValueError, TypeError: a label that is not among the classes, or contents that `Sequences` refuses; names the file.
+            ValueError, TypeError: a label that is not among the classes, or contents that
+            `Sequences` refuses; names the file.
         """
         names = self.class_names if class_names is None else tuple(class_names)
         labels = None if self.labels is None else self._indices(self.labels, names)
@@ -74,14 +85,23 @@ class Reading:
     def _filled(self, fill: Sequence[float] | np.ndarray | None) -> Num[np.ndarray, "..."]:
         if self.missing is None:
             return self.inputs
-        values = self.observed_mean(np.arange(len(self.inputs))) if fill is None else np.asarray(fill, np.float64)
+        values = (
+            self.observed_mean(np.arange(len(self.inputs)))
+            if fill is None
+            else np.asarray(fill, np.float64)
+        )
         if values is None or values.shape != (self.num_features,):
-            raise ValueError(f"fill must hold {self.num_features} numbers, got {fill!r}; give one per feature")
+            raise ValueError(
+                f"fill must hold {self.num_features} numbers, got {fill!r}; give one per feature"
+            )
         return np.where(self.missing[:, None, :], values, self.inputs)
 
-    def _indices(self, labels: tuple[str, ...], names: tuple[str, ...]) -> Int32[np.ndarray, " count"]:
+    def _indices(
+        self, labels: tuple[str, ...], names: tuple[str, ...]
+    ) -> Int32[np.ndarray, " count"]:
         index = {name: number for number, name in enumerate(names)}
-        # Published .ts files disagree with themselves about capitals, so a label that differs in nothing else is taken.
+        # Published .ts files disagree with themselves about capitals, so a label that differs in
+        # nothing else is taken.
         folded = {name.casefold(): number for number, name in enumerate(names)}
         if len(folded) < len(index):
             folded = {}
@@ -90,9 +110,12 @@ class Reading:
             found = index.get(label, folded.get(label.casefold()))
             if found is None:
                 place = f"example {row}" if self.lines is None else f"line {self.lines[row]}"
-                listed = ", ".join(names[:LISTED_NAMES]) + (", ..." if len(names) > LISTED_NAMES else "")
+                listed = ", ".join(names[:LISTED_NAMES]) + (
+                    ", ..." if len(names) > LISTED_NAMES else ""
+                )
                 raise ValueError(
-                    f"{self.path}, {place}: label {label!r} is not among the classes {listed}; correct it, or leave the example out"
+                    f"{self.path}, {place}: label {label!r} is not among the classes {listed}; "
+                    "correct it, or leave the example out"
                 )
             indices[row] = found
         return indices
@@ -105,10 +128,14 @@ def sorted_names(labels: Iterable[str]) -> tuple[str, ...]:
         values = {name: float(name) for name in names}
     except ValueError:
         return tuple(names)
-    return tuple(sorted(names, key=values.__getitem__) if all(map(math.isfinite, values.values())) else names)
+    return tuple(
+        sorted(names, key=values.__getitem__) if all(map(math.isfinite, values.values())) else names
+    )
 
 
-def right_padded_mask(lengths: Integer[np.ndarray, " count"], length: int) -> Bool[np.ndarray, "count length"] | None:
+def right_padded_mask(
+    lengths: Integer[np.ndarray, " count"], length: int
+) -> Bool[np.ndarray, "count length"] | None:
     """Return the mask of right-padded sequences, or None where none of them is padded."""
     if (lengths == length).all():
         return None

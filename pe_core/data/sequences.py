@@ -1,4 +1,6 @@
-"""`Sequences`: examples of one length with a mask, labels and the names of the classes, valid from birth."""
+"""`Sequences`: examples of one length with a mask, labels and the names of the classes, valid from
+birth.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +18,21 @@ class Sequences:
     """Labelled sequences of features or tokens; the arrays are converted, checked and read-only.
 
     Attributes:
-        inputs: float32 (count, length, num_features), or int32 (count, length) for tokens. Wider floats and integers are converted;
-            padded steps are set to 0.
+        inputs: float32 (count, length, num_features), or int32 (count, length) for tokens. Wider
+            floats and integers are converted; padded steps are set to 0.
         labels: int32 (count,), indices into `class_names`; None where they are not known.
-        mask: bool (count, length), True = real step, at least one in each row; None = every step is real.
+        mask: bool (count, length), True = real step, at least one in each row; None = every step is
+            real.
         class_names: the name of each class, in the order of the labels.
 
     Raises:
         TypeError: an array of the wrong kind.
-        ValueError: shapes that do not fit together, an empty array, a label out of range, a real step that is not finite, a row
-            without a real step.
+        ValueError: shapes that do not fit together, an empty array, a label out of range, a real
+            step that is not finite, a row without a real step.
     """
 
-    # Plain arrays: what is passed in may be wider than what is kept, and the checks below say more than a shape would.
+    # Plain arrays: what is passed in may be wider than what is kept, and the checks below say more
+    # than a shape would.
     inputs: np.ndarray
     labels: np.ndarray | None = None
     mask: np.ndarray | None = None
@@ -39,7 +43,11 @@ class Sequences:
         mask = None if self.mask is None else _checked_mask(self.mask, inputs)
         names = _checked_names(self.class_names)
         labels = None if self.labels is None else _checked_labels(self.labels, len(inputs), names)
-        inputs = _converted_tokens(inputs, mask) if inputs.ndim == 2 else _converted_features(inputs, mask)
+        inputs = (
+            _converted_tokens(inputs, mask)
+            if inputs.ndim == 2
+            else _converted_features(inputs, mask)
+        )
         for field, array in (("inputs", inputs), ("labels", labels), ("mask", mask)):
             object.__setattr__(self, field, None if array is None else _read_only(array))
         object.__setattr__(self, "class_names", names)
@@ -89,13 +97,20 @@ class Sequences:
 
 
 def checked_indices(indices: np.ndarray, count: int) -> Int64[np.ndarray, " taken"]:
-    """Return the indices of examples, refused unless they are a list of integers in 0 .. count - 1."""
+    """Return the indices of examples, refused unless they are a list of integers in 0 .. count -
+    1.
+    """
     indices = np.asarray(indices)
     if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
-        raise TypeError(f"indices must be integers of shape (count,), got {indices.dtype} {indices.shape}; pass an integer array")
+        raise TypeError(
+            f"indices must be integers of shape (count,), got {indices.dtype} {indices.shape}; "
+            "pass an integer array"
+        )
     if indices.size and not (0 <= indices.min() and indices.max() < count):
         outside = indices[(indices < 0) | (indices >= count)][0]
-        raise ValueError(f"index {outside} is outside 0 .. {count - 1}; pass indices of existing examples")
+        raise ValueError(
+            f"index {outside} is outside 0 .. {count - 1}; pass indices of existing examples"
+        )
     return indices.astype(np.int64)
 
 
@@ -107,35 +122,59 @@ def _read_only(array: np.ndarray) -> np.ndarray:
 
 def _checked_inputs(inputs: Any) -> Num[np.ndarray, "..."]:
     if not isinstance(inputs, np.ndarray):
-        raise TypeError(f"inputs must be a NumPy array, got {type(inputs).__name__}; convert them with numpy.asarray")
+        raise TypeError(
+            f"inputs must be a NumPy array, got {type(inputs).__name__}; convert them with "
+            "numpy.asarray"
+        )
     if inputs.dtype.kind not in "fiu":
-        raise TypeError(f"inputs must be real numbers, got dtype {inputs.dtype}; convert them to float32, or to int32 for tokens")
+        raise TypeError(
+            f"inputs must be real numbers, got dtype {inputs.dtype}; convert them to float32, or "
+            "to int32 for tokens"
+        )
     if inputs.ndim == 2 and inputs.dtype.kind == "f":
-        raise ValueError(f"inputs {inputs.shape} of dtype {inputs.dtype} have no feature axis; pass inputs[..., None], or int32 for tokens")
+        raise ValueError(
+            f"inputs {inputs.shape} of dtype {inputs.dtype} have no feature axis; pass "
+            "inputs[..., None], or int32 for tokens"
+        )
     if inputs.ndim not in (2, 3):
         raise ValueError(
-            f"inputs must have shape (count, length, num_features), or (count, length) for tokens, got {inputs.shape}; reshape"
+            "inputs must have shape (count, length, num_features), or (count, length) for "
+            f"tokens, got {inputs.shape}; reshape"
         )
     if 0 in inputs.shape:
-        raise ValueError(f"inputs are empty, shape {inputs.shape}; pass at least one example, one step and one feature")
+        raise ValueError(
+            f"inputs are empty, shape {inputs.shape}; pass at least one example, one step and "
+            "one feature"
+        )
     return inputs
 
 
 def _checked_mask(mask: Any, inputs: np.ndarray) -> Bool[np.ndarray, "count length"]:
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
         got = f"dtype {mask.dtype}" if isinstance(mask, np.ndarray) else type(mask).__name__
-        raise TypeError(f"mask must be a bool array, True = real step, got {got}; convert it, for example mask.astype(bool)")
+        raise TypeError(
+            f"mask must be a bool array, True = real step, got {got}; convert it, for example "
+            "mask.astype(bool)"
+        )
     if mask.shape != inputs.shape[:2]:
-        raise ValueError(f"mask {mask.shape} does not fit inputs {inputs.shape}; its shape must be {inputs.shape[:2]}")
+        raise ValueError(
+            f"mask {mask.shape} does not fit inputs {inputs.shape}; its shape must be "
+            f"{inputs.shape[:2]}"
+        )
     if not mask.any(axis=1).all():
         row = int(np.argmin(mask.any(axis=1)))
-        raise ValueError(f"example {row} has no real step, its mask is False throughout; remove the example")
+        raise ValueError(
+            f"example {row} has no real step, its mask is False throughout; remove the example"
+        )
     return mask
 
 
 def _checked_names(names: Any) -> tuple[str, ...]:
     if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
-        raise TypeError(f"class_names must be a tuple of non-empty strings, got {names!r}; pass one name per class")
+        raise TypeError(
+            f"class_names must be a tuple of non-empty strings, got {names!r}; pass one name per "
+            "class"
+        )
     repeated = sorted({name for name in names if list(names).count(name) > 1})
     if repeated:
         raise ValueError(f"class_names repeat {', '.join(repeated)}; give each class its own name")
@@ -145,16 +184,22 @@ def _checked_names(names: Any) -> tuple[str, ...]:
 def _checked_labels(labels: Any, count: int, names: tuple[str, ...]) -> Int32[np.ndarray, " count"]:
     if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
         got = f"dtype {labels.dtype}" if isinstance(labels, np.ndarray) else type(labels).__name__
-        raise TypeError(f"labels must be an integer array, got {got}; pass the index of each example's class")
+        raise TypeError(
+            f"labels must be an integer array, got {got}; pass the index of each example's class"
+        )
     if labels.shape != (count,):
-        raise ValueError(f"labels {labels.shape} do not fit {count} examples; pass one label per example, shape ({count},)")
+        raise ValueError(
+            f"labels {labels.shape} do not fit {count} examples; pass one label per example, "
+            f"shape ({count},)"
+        )
     if not names:
         raise ValueError("labels are given but class_names are not; pass a name for each class")
     outside = (labels < 0) | (labels >= len(names))
     if outside.any():
         row = int(np.argmax(outside))
         raise ValueError(
-            f"label {labels[row]} of example {row} is outside 0 .. {len(names) - 1}; correct it, or name its class in class_names"
+            f"label {labels[row]} of example {row} is outside 0 .. {len(names) - 1}; correct it, "
+            "or name its class in class_names"
         )
     return labels.astype(np.int32)
 
@@ -171,7 +216,8 @@ def _converted_features(
         row, step, feature = (int(index) for index in np.argwhere(~np.isfinite(converted))[0])
         value = inputs[row, step, feature]
         raise ValueError(
-            f"inputs hold {value} in example {row}, step {step}, feature {feature}; a real step must be finite in float32: "
+            f"inputs hold {value} in example {row}, step {step}, feature {feature}; a real step "
+            "must be finite in float32: "
             "mark it as padding in the mask, or impute it"
         )
     return converted

@@ -1,4 +1,6 @@
-"""`Standardisation`: the mean and the scale of each feature, fitted on training data and kept with the model."""
+"""`Standardisation`: the mean and the scale of each feature, fitted on training data and kept with
+the model.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,13 @@ class Standardisation:
 
     Attributes:
         mean: one number per feature, in the feature's own unit.
-        scale: one positive number per feature: the standard deviation (over count, not count - 1), or 1 for a constant feature.
+        scale: one positive number per feature: the standard deviation (over count, not count - 1),
+            or 1 for a constant feature.
 
     Raises:
         TypeError: an entry is not a number.
-        ValueError: no entry, lengths that differ, an entry that is not finite, a scale that is not positive.
+        ValueError: no entry, lengths that differ, an entry that is not finite, a scale that is not
+        positive.
     """
 
     mean: tuple[float, ...]
@@ -33,10 +37,16 @@ class Standardisation:
         object.__setattr__(self, "mean", _checked_numbers("mean", self.mean))
         object.__setattr__(self, "scale", _checked_numbers("scale", self.scale))
         if len(self.mean) != len(self.scale):
-            raise ValueError(f"mean has {len(self.mean)} entries and scale has {len(self.scale)}; give both one number per feature")
+            raise ValueError(
+                f"mean has {len(self.mean)} entries and scale has {len(self.scale)}; give both "
+                "one number per feature"
+            )
         for feature, scale in enumerate(self.scale):
             if scale <= 0.0:
-                raise ValueError(f"scale of feature {feature} is {scale}; it must be positive, 1 for a constant feature")
+                raise ValueError(
+                    f"scale of feature {feature} is {scale}; it must be positive, 1 for a "
+                    "constant feature"
+                )
 
     @classmethod
     def fit(cls, sequences: Sequences) -> Standardisation:
@@ -48,13 +58,18 @@ class Standardisation:
         _refuse_tokens(sequences)
         steps = real_steps(sequences).astype(np.float64)
         mean, scale = steps.mean(axis=0), steps.std(axis=0)
-        # The mean of a constant is rounded, so its deviation need not be 0: only the extremes tell that a feature is constant.
+        # The mean of a constant is rounded, so its deviation need not be 0: only the extremes tell
+        # that a feature is constant.
         constant = steps.min(axis=0) == steps.max(axis=0)
-        mean, scale = np.where(constant, steps[0], mean), np.where(constant | (scale == 0.0), 1.0, scale)
+        mean, scale = (
+            np.where(constant, steps[0], mean),
+            np.where(constant | (scale == 0.0), 1.0, scale),
+        )
         return cls(tuple(mean.tolist()), tuple(scale.tolist()))
 
     def apply(self, sequences: Sequences) -> Sequences:
-        """Return the sequences with standardised features; computed in float64, cast once; padding stays 0.
+        """Return the sequences with standardised features; computed in float64, cast once; padding
+        stays 0.
 
         Raises:
             ValueError: the sequences are tokens or have another number of features.
@@ -62,13 +77,16 @@ class Standardisation:
         _refuse_tokens(sequences)
         if sequences.num_features != len(self.mean):
             raise ValueError(
-                f"sequences have {sequences.num_features} features, the standardisation {len(self.mean)}; use data with as many"
+                f"sequences have {sequences.num_features} features, the standardisation "
+                f"{len(self.mean)}; use data with as many"
             )
         inputs = (sequences.inputs - self._array("mean")) / self._array("scale")
         return Sequences(inputs, sequences.labels, sequences.mask, sequences.class_names)
 
     def to_json(self) -> dict[str, list[float]]:
-        """Return a dictionary of lists that JSON can hold; `from_json` gives the same numbers back."""
+        """Return a dictionary of lists that JSON can hold; `from_json` gives the same numbers
+        back.
+        """
         return {"mean": list(self.mean), "scale": list(self.scale)}
 
     @classmethod
@@ -80,9 +98,15 @@ class Standardisation:
             ValueError: missing or unknown keys, or numbers that the class refuses.
         """
         if not isinstance(data, Mapping):
-            raise TypeError(f"a standardisation must be a dictionary with the keys mean and scale, got {type(data).__name__}; use to_json")
+            raise TypeError(
+                "a standardisation must be a dictionary with the keys mean and scale, got "
+                f"{type(data).__name__}; use to_json"
+            )
         if set(data) != {"mean", "scale"}:
-            raise ValueError(f"a standardisation must have the keys mean and scale, got {sorted(map(str, data))}; write it with to_json")
+            raise ValueError(
+                "a standardisation must have the keys mean and scale, got "
+                f"{sorted(map(str, data))}; write it with to_json"
+            )
         return cls(_checked_numbers("mean", data["mean"]), _checked_numbers("scale", data["scale"]))
 
     def _array(self, name: str) -> Float64[np.ndarray, " features"]:
@@ -98,7 +122,9 @@ def real_steps(sequences: Sequences) -> Float32[np.ndarray, "steps features"]:
 
 def _refuse_tokens(sequences: Sequences) -> None:
     if sequences.num_features is None:
-        raise ValueError("tokens cannot be standardised, inputs are int32; standardise float features only")
+        raise ValueError(
+            "tokens cannot be standardised, inputs are int32; standardise float features only"
+        )
 
 
 def _checked_numbers(field: str, numbers: Any) -> tuple[float, ...]:

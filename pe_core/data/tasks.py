@@ -1,7 +1,8 @@
-"""The built-in tasks: `dummy` (pure noise), `order` (cannot be learned without positions) and scikit-learn's digits.
+"""The built-in tasks: `dummy` (pure noise), `order` (cannot be learned without positions) and
+scikit-learn's digits.
 
-A task is a function of its seed alone. Numbers are drawn in float64 and cast once to float32, which hides the last-place
-differences between the logarithms and cosines of different machines.
+A task is a function of its seed alone. Numbers are drawn in float64 and cast once to float32, which
+hides the last-place differences between the logarithms and cosines of different machines.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from jaxtyping import Float32, Float64, Int64
 from pe_core.data.dataset import Dataset, check_fraction, part_count, split_order
 from pe_core.data.sequences import Sequences
 from pe_core.data.standardisation import Standardisation
-from pe_core.random import DATA, Key, bits, derive, normal, permutation, uniform
+from pe_core.model.random import DATA, Key, bits, derive, normal, permutation, uniform
 
 LENGTH: Final = 10
 NUM_FEATURES: Final = 16
@@ -26,40 +27,58 @@ TEST_FRACTION: Final = 0.2
 MARKER_NORM: Final = 8.0
 ORDER_CLASSES: Final = ("a_first", "b_first")
 
-# Counters under the purpose DATA: task, part, what is drawn. They are part of the format of a task: never reuse or renumber one.
+# Counters under the purpose DATA: task, part, what is drawn. They are part of the format of a task:
+# never reuse or renumber one.
 _DUMMY, _ORDER = 0, 1
 _TRAIN, _VALIDATION, _SHARED = 0, 1, 2
 _NOISE, _LABELS, _PLACES, _MARKERS, _ARRANGEMENT = 0, 1, 2, 3, 4
 
 
 def dummy(seed: int = 0) -> Dataset:
-    """Return standard normal noise with random labels of two classes: 1,000 and 250 examples of 10 steps and 16 features."""
+    """Return standard normal noise with random labels of two classes: 1,000 and 250 examples of 10
+    steps and 16 features.
+    """
 
     def part(number: int, count: int) -> Sequences:
-        inputs = normal(derive(seed, DATA, _DUMMY, number, _NOISE), (count, LENGTH, NUM_FEATURES)).astype(np.float32)
-        labels = (bits(derive(seed, DATA, _DUMMY, number, _LABELS), count) & np.uint32(1)).astype(np.int32)
+        inputs = normal(
+            derive(seed, DATA, _DUMMY, number, _NOISE), (count, LENGTH, NUM_FEATURES)
+        ).astype(np.float32)
+        labels = (bits(derive(seed, DATA, _DUMMY, number, _LABELS), count) & np.uint32(1)).astype(
+            np.int32
+        )
         return Sequences(inputs, labels, class_names=("0", "1"))
 
     return Dataset("dummy", part(_TRAIN, TRAIN_COUNT), part(_VALIDATION, VALIDATION_COUNT))
 
 
 def order(seed: int = 0) -> Dataset:
-    """Return noise in which two marker vectors stand at two random places; the label says which of them comes first.
+    """Return noise in which two marker vectors stand at two random places; the label says which of
+    them comes first.
 
-    1,000 and 250 examples of 10 steps and 16 features. Each example comes with its mirror image (`swapped`) in the same part: the same
-    step vectors in another order, under the other label. So a model that does not know the order of its steps gives both the same
-    answer and is right about exactly half of every part, training included.
+    1,000 and 250 examples of 10 steps and 16 features. Each example comes with its mirror image
+    (`swapped`) in the same part: the same step vectors in another order, under the other label. So
+    a model that does not know the order of its steps gives both the same answer and is right about
+    exactly half of every part, training included.
     """
     markers = order_markers(seed)
 
     def part(number: int, count: int) -> Sequences:
         pairs = count // 2
-        inputs = normal(derive(seed, DATA, _ORDER, number, _NOISE), (pairs, LENGTH, NUM_FEATURES)).astype(np.float32)
-        rows, places = np.arange(pairs), _two_places(derive(seed, DATA, _ORDER, number, _PLACES), pairs)
+        inputs = normal(
+            derive(seed, DATA, _ORDER, number, _NOISE), (pairs, LENGTH, NUM_FEATURES)
+        ).astype(np.float32)
+        rows, places = (
+            np.arange(pairs),
+            _two_places(derive(seed, DATA, _ORDER, number, _PLACES), pairs),
+        )
         inputs[rows, places[:, 0]], inputs[rows, places[:, 1]] = markers
         labels = (places[:, 0] > places[:, 1]).astype(np.int32)
         mirrored = swapped(Sequences(inputs, labels, class_names=ORDER_CLASSES), seed)
-        both = Sequences(np.concatenate([inputs, mirrored.inputs]), np.concatenate([labels, 1 - labels]), class_names=ORDER_CLASSES)
+        both = Sequences(
+            np.concatenate([inputs, mirrored.inputs]),
+            np.concatenate([labels, 1 - labels]),
+            class_names=ORDER_CLASSES,
+        )
         return both.take(permutation(derive(seed, DATA, _ORDER, number, _ARRANGEMENT), count))
 
     return Dataset("order", part(_TRAIN, TRAIN_COUNT), part(_VALIDATION, VALIDATION_COUNT))
@@ -68,35 +87,47 @@ def order(seed: int = 0) -> Dataset:
 def order_markers(seed: int = 0) -> Float32[np.ndarray, "2 features"]:
     """Return the two marker vectors of the `order` task, float32 (2, 16), each of norm 8."""
     drawn = normal(derive(seed, DATA, _ORDER, _SHARED, _MARKERS), (2, NUM_FEATURES))
-    scaled: Float64[np.ndarray, "2 features"] = MARKER_NORM * drawn / np.sqrt(np.sum(drawn * drawn, axis=1, keepdims=True))
+    scaled: Float64[np.ndarray, "2 features"] = (
+        MARKER_NORM * drawn / np.sqrt(np.sum(drawn * drawn, axis=1, keepdims=True))
+    )
     return scaled.astype(np.float32)
 
 
 def swapped(sequences: Sequences, seed: int = 0) -> Sequences:
-    """Return the mirror images of examples of the `order` task: the two markers change places, and the label changes.
+    """Return the mirror images of examples of the `order` task: the two markers change places, and
+    the label changes.
 
     Raises:
         ValueError: an example does not hold each of this seed's markers once.
     """
     if sequences.num_features != NUM_FEATURES:
         raise ValueError(
-            f"examples of order have {NUM_FEATURES} features, got inputs {sequences.inputs.shape}; pass examples of order({seed})"
+            f"examples of order have {NUM_FEATURES} features, got inputs "
+            f"{sequences.inputs.shape}; pass examples of order({seed})"
         )
     found = (sequences.inputs[:, None] == order_markers(seed)[None, :, None]).all(axis=-1)
     if not (found.sum(axis=-1) == 1).all():
         row = int(np.argmin((found.sum(axis=-1) == 1).all(axis=-1)))
-        raise ValueError(f"example {row} does not hold both markers of seed {seed} once; pass examples of order({seed})")
+        raise ValueError(
+            f"example {row} does not hold both markers of seed {seed} once; pass examples of "
+            f"order({seed})"
+        )
     rows, (first, second) = np.arange(sequences.count), found.argmax(axis=-1).T
     inputs = sequences.inputs.copy()
-    inputs[rows, first], inputs[rows, second] = sequences.inputs[rows, second], sequences.inputs[rows, first]
+    inputs[rows, first], inputs[rows, second] = (
+        sequences.inputs[rows, second],
+        sequences.inputs[rows, first],
+    )
     labels = None if sequences.labels is None else 1 - sequences.labels
     return Sequences(inputs, labels, sequences.mask, sequences.class_names)
 
 
 def digits(seed: int = 0, *, steps: int = 8, validation_fraction: float = 0.2) -> Dataset:
-    """Return scikit-learn's 1,797 images of digits as 8 steps of 8 features (rows), or as 64 steps of 1 feature (pixels).
+    """Return scikit-learn's 1,797 images of digits as 8 steps of 8 features (rows), or as 64 steps
+    of 1 feature (pixels).
 
-    A fifth is held out for testing, then `validation_fraction` of the rest for validation; standardised by the training part.
+    A fifth is held out for testing, then `validation_fraction` of the rest for validation;
+    standardised by the training part.
 
     Raises:
         ModuleNotFoundError: scikit-learn is missing.
@@ -108,17 +139,27 @@ def digits(seed: int = 0, *, steps: int = 8, validation_fraction: float = 0.2) -
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("the digits data need scikit-learn; install positional-encoding[data]") from None
+        raise ModuleNotFoundError(
+            "the digits data need scikit-learn; install positional-encoding[data]"
+        ) from None
     bundle = load_digits()
-    every = Sequences(bundle.data.reshape(-1, steps, 64 // steps), bundle.target, class_names=tuple("0123456789"))
+    every = Sequences(
+        bundle.data.reshape(-1, steps, 64 // steps), bundle.target, class_names=tuple("0123456789")
+    )
     shuffled = split_order(seed, every.count)
     test_end = part_count(TEST_FRACTION, every.count, "digits")
     validation_end = test_end + part_count(validation_fraction, every.count - test_end, "digits")
-    train, validation, test = shuffled[validation_end:], shuffled[test_end:validation_end], shuffled[:test_end]
+    train, validation, test = (
+        shuffled[validation_end:],
+        shuffled[test_end:validation_end],
+        shuffled[:test_end],
+    )
     standardisation = Standardisation.fit(every.take(train))
     standard = standardisation.apply(every)
     name = "digits" if steps == 8 else f"digits{steps}"
-    return Dataset(name, standard.take(train), standard.take(validation), standard.take(test), standardisation)
+    return Dataset(
+        name, standard.take(train), standard.take(validation), standard.take(test), standardisation
+    )
 
 
 def _two_places(key: Key, count: int) -> Int64[np.ndarray, "count 2"]:

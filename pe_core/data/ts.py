@@ -16,7 +16,15 @@ from jaxtyping import Bool, Float64
 from pe_core.data.reading import Reading, right_padded_mask, sorted_names
 
 COMMENTS: Final = ("#", "%")
-TAGS: Final = ("timestamps", "univariate", "dimensions", "equallength", "serieslength", "classlabel", "targetlabel")
+TAGS: Final = (
+    "timestamps",
+    "univariate",
+    "dimensions",
+    "equallength",
+    "serieslength",
+    "classlabel",
+    "targetlabel",
+)
 
 
 @dataclass(frozen=True)
@@ -31,17 +39,20 @@ class _Header:
 
 
 def read_ts(path: Path) -> Reading:
-    """Return the contents of a `.ts` file: float64 (count, length, dimensions), right-padded to the longest example.
+    """Return the contents of a `.ts` file: float64 (count, length, dimensions), right-padded to the
+    longest example.
 
-    Header names are read without regard to capitals, and unknown ones are passed over; class names keep their capitals and the order of
-    the header (where it lists none: the distinct labels in order). A missing value (`?` or `NaN`) inside a series is interpolated
-    linearly between the observed neighbours of the same dimension, and takes the nearest one at the ends. A dimension without any
-    observed value in an example is marked in `Reading.missing` and filled with the dimension's mean, which `load` takes from the
-    training part.
+    Header names are read without regard to capitals, and unknown ones are passed over; class names
+    keep their capitals and the order of the header (where it lists none: the distinct labels in
+    order). A missing value (`?` or `NaN`) inside a series is interpolated linearly between the
+    observed neighbours of the same dimension, and takes the nearest one at the ends. A dimension
+    without any observed value in an example is marked in `Reading.missing` and filled with the
+    dimension's mean, which `load` takes from the training part.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: time stamps, regression targets, or a line that breaks the format; names the file and the line.
+        ValueError: time stamps, regression targets, or a line that breaks the format; names the
+        file and the line.
     """
     lines = _lines(path)
     header = _header(path, lines)
@@ -61,7 +72,9 @@ def read_ts(path: Path) -> Reading:
     if not examples:
         raise ValueError(f"{path}: no data after @data; add one line per example")
     names = (header.class_names or sorted_names(labels)) if header.labelled else ()
-    return _reading(path, examples, tuple(labels) if header.labelled else None, names, tuple(numbers))
+    return _reading(
+        path, examples, tuple(labels) if header.labelled else None, names, tuple(numbers)
+    )
 
 
 def _lines(path: Path) -> list[str]:
@@ -71,7 +84,8 @@ def _lines(path: Path) -> list[str]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        # Comments in the archive hold names in older encodings; Latin-1 decodes every byte, and numbers are the same in it.
+        # Comments in the archive hold names in older encodings; Latin-1 decodes every byte, and
+        # numbers are the same in it.
         text = content.decode("latin-1")
     return [line.strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
 
@@ -82,15 +96,23 @@ def _header(path: Path, lines: list[str]) -> _Header:
         if not line or line.startswith(COMMENTS):
             continue
         if not line.startswith("@"):
-            raise ValueError(f"{path}, line {number}: expected a header line such as @classLabel, got {line[:40]!r}; put data after @data")
+            raise ValueError(
+                f"{path}, line {number}: expected a header line such as @classLabel, got "
+                f"{line[:40]!r}; put data after @data"
+            )
         tag, *words = line[1:].split() or [""]
         if tag.lower() == "data":
             if words:
-                raise ValueError(f"{path}, line {number}: @data must stand alone; start the data on the next line")
+                raise ValueError(
+                    f"{path}, line {number}: @data must stand alone; start the data on the next "
+                    "line"
+                )
             return _checked_header(path, tags, number)
         name = {"dimension": "dimensions"}.get(tag.lower(), tag.lower())
         if name in TAGS and name in tags and tags[name][0] != words:
-            raise ValueError(f"{path}, line {number}: @{tag} stands twice, with different values; keep one")
+            raise ValueError(
+                f"{path}, line {number}: @{tag} stands twice, with different values; keep one"
+            )
         tags[name] = (words, f"{path}, line {number}")
     raise ValueError(f"{path}: has no @data line; is it a .ts file of the UCR and UEA archives?")
 
@@ -99,7 +121,10 @@ def _checked_header(path: Path, tags: dict[str, tuple[list[str], str]], end: int
     def truth(name: str) -> bool:
         words, where = tags.get(name, (["false"], ""))
         if not words or words[0].lower() not in ("true", "false"):
-            raise ValueError(f"{where}: @{name} must be true or false, got {' '.join(words) or 'nothing'!r}; correct the header")
+            raise ValueError(
+                f"{where}: @{name} must be true or false, got {' '.join(words) or 'nothing'!r}; "
+                "correct the header"
+            )
         return words[0].lower() == "true"
 
     def size(name: str) -> int | None:
@@ -107,41 +132,78 @@ def _checked_header(path: Path, tags: dict[str, tuple[list[str], str]], end: int
         if words is None:
             return None
         if len(words) != 1 or not words[0].isdecimal():
-            raise ValueError(f"{where}: @{name} must be a whole number, got {' '.join(words) or 'nothing'!r}; correct the header")
+            raise ValueError(
+                f"{where}: @{name} must be a whole number, got {' '.join(words) or 'nothing'!r}; "
+                "correct the header"
+            )
         return int(words[0])
 
     if truth("timestamps"):
         raise ValueError(
-            f"{tags['timestamps'][1]}: time stamps are not supported; write the values alone, evenly spaced, with @timeStamps false"
+            f"{tags['timestamps'][1]}: time stamps are not supported; write the values alone, "
+            "evenly spaced, with @timeStamps false"
         )
     if truth("targetlabel"):
-        raise ValueError(f"{tags['targetlabel'][1]}: a regression target is not supported; use a classification problem, with @classLabel")
+        raise ValueError(
+            f"{tags['targetlabel'][1]}: a regression target is not supported; use a "
+            "classification problem, with @classLabel"
+        )
     if "classlabel" not in tags and "targetlabel" not in tags:
         raise ValueError(
-            f"{path}: has no @classLabel line; add @classLabel true NAME NAME ..., or @classLabel false if there are no labels"
+            f"{path}: has no @classLabel line; add @classLabel true NAME NAME ..., or "
+            "@classLabel false if there are no labels"
         )
     labelled = truth("classlabel")
     names = tuple(tags["classlabel"][0][1:]) if labelled else ()
     if len(set(names)) < len(names):
-        raise ValueError(f"{tags['classlabel'][1]}: @classLabel names a class twice, {' '.join(names)}; name each once")
-    return _Header(labelled, names, truth("univariate"), size("dimensions"), truth("equallength"), size("serieslength"), end)
+        raise ValueError(
+            f"{tags['classlabel'][1]}: @classLabel names a class twice, {' '.join(names)}; name "
+            "each once"
+        )
+    return _Header(
+        labelled,
+        names,
+        truth("univariate"),
+        size("dimensions"),
+        truth("equallength"),
+        size("serieslength"),
+        end,
+    )
 
 
-def _example(where: str, fields: list[str], header: _Header) -> Float64[np.ndarray, "dimensions steps"]:
+def _example(
+    where: str, fields: list[str], header: _Header
+) -> Float64[np.ndarray, "dimensions steps"]:
     if not fields:
-        raise ValueError(f"{where}: expected values, a colon and a class label; add the label, or write @classLabel false")
+        raise ValueError(
+            f"{where}: expected values, a colon and a class label; add the label, or write "
+            "@classLabel false"
+        )
     if header.univariate and len(fields) > 1:
-        raise ValueError(f"{where}: {len(fields)} dimensions, but the header says @univariate true; correct one of them")
+        raise ValueError(
+            f"{where}: {len(fields)} dimensions, but the header says @univariate true; correct "
+            "one of them"
+        )
     if header.dimensions not in (None, len(fields)):
-        raise ValueError(f"{where}: {len(fields)} dimensions, but the header says @dimensions {header.dimensions}; correct one of them")
-    series = [_values(f"{where}, dimension {dimension}", field) for dimension, field in enumerate(fields, 1)]
+        raise ValueError(
+            f"{where}: {len(fields)} dimensions, but the header says @dimensions "
+            f"{header.dimensions}; correct one of them"
+        )
+    series = [
+        _values(f"{where}, dimension {dimension}", field)
+        for dimension, field in enumerate(fields, 1)
+    ]
     for dimension, values in enumerate(series, 1):
         if len(values) != len(series[0]):
             raise ValueError(
-                f"{where}: dimension {dimension} has {len(values)} values, dimension 1 has {len(series[0])}; give all the same length"
+                f"{where}: dimension {dimension} has {len(values)} values, dimension 1 has "
+                f"{len(series[0])}; give all the same length"
             )
     if header.equal_length and header.series_length not in (None, len(series[0])):
-        raise ValueError(f"{where}: {len(series[0])} values, but the header says @seriesLength {header.series_length}; correct one of them")
+        raise ValueError(
+            f"{where}: {len(series[0])} values, but the header says @seriesLength "
+            f"{header.series_length}; correct one of them"
+        )
     return np.array(series, np.float64)
 
 
@@ -150,7 +212,9 @@ def _values(where: str, field: str) -> list[float]:
         values = list(map(float, field.replace("?", "nan").split(",")))
     except ValueError:
         wrong = next(word for word in field.split(",") if not _is_number(word.replace("?", "nan")))
-        raise ValueError(f"{where}: {wrong.strip()[:40]!r} is not a number; write ? for a missing value") from None
+        raise ValueError(
+            f"{where}: {wrong.strip()[:40]!r} is not a number; write ? for a missing value"
+        ) from None
     if math.inf in values or -math.inf in values:
         raise ValueError(f"{where}: an infinite value; write ? for a missing value")
     return values
@@ -166,15 +230,23 @@ def _is_number(word: str) -> bool:
 
 def _check_alike(where: str, example: np.ndarray, first: np.ndarray, header: _Header) -> None:
     if len(example) != len(first):
-        raise ValueError(f"{where}: {len(example)} dimensions, the first example has {len(first)}; give all examples the same")
+        raise ValueError(
+            f"{where}: {len(example)} dimensions, the first example has {len(first)}; give all "
+            "examples the same"
+        )
     if header.equal_length and example.shape[1] != first.shape[1]:
         raise ValueError(
-            f"{where}: {example.shape[1]} values, the first example has {first.shape[1]}; complete the line, or write @equalLength false"
+            f"{where}: {example.shape[1]} values, the first example has {first.shape[1]}; "
+            "complete the line, or write @equalLength false"
         )
 
 
 def _reading(
-    path: Path, examples: list[np.ndarray], labels: tuple[str, ...] | None, names: tuple[str, ...], lines: tuple[int, ...]
+    path: Path,
+    examples: list[np.ndarray],
+    labels: tuple[str, ...] | None,
+    names: tuple[str, ...],
+    lines: tuple[int, ...],
 ) -> Reading:
     lengths = np.array([example.shape[1] for example in examples])
     inputs = np.zeros((len(examples), int(lengths.max()), len(examples[0])))
@@ -186,7 +258,9 @@ def _reading(
     return Reading(path, inputs, mask, labels, names, missing if missing.any() else None, lines)
 
 
-def _interpolated(example: Float64[np.ndarray, "dimensions steps"]) -> Float64[np.ndarray, "dimensions steps"]:
+def _interpolated(
+    example: Float64[np.ndarray, "dimensions steps"],
+) -> Float64[np.ndarray, "dimensions steps"]:
     """Return the example with its gaps closed; a dimension without any value becomes 0."""
     gaps: Bool[np.ndarray, "dimensions steps"] = np.isnan(example)
     if not gaps.any():

@@ -1,4 +1,6 @@
-"""Encodings that are added to the steps; formulas and sources in `pe_core/reference/additive.py`."""
+"""Encodings that are added to the steps; formulas and sources in
+`pe_parity/reference/additive.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pe_core.config import ComputeConfig
 from pe_core.encodings import Encoding, LearnedTable, Sinusoidal
-from pe_core.initial import draw
-from pe_core.inputs import implicit_positions_fit, require_positions_fit
-from pe_core.parameters import encoding_parameters
+from pe_core.model.config import ComputeConfig
+from pe_core.model.initial import draw
+from pe_core.model.inputs import implicit_positions_fit, require_positions_fit
+from pe_core.model.parameters import encoding_parameters
 
 
 class LearnedTableEncoding(nn.Module):
@@ -24,23 +26,34 @@ class LearnedTableEncoding(nn.Module):
         compute: its precision is the table's.
     """
 
-    def __init__(self, options: LearnedTable, d_model: int, *, seed: int = 0, compute: ComputeConfig | None = None) -> None:
+    def __init__(
+        self,
+        options: LearnedTable,
+        d_model: int,
+        *,
+        seed: int = 0,
+        compute: ComputeConfig | None = None,
+    ) -> None:
         super().__init__()
         self.options = options
         (table,) = draw(encoding_parameters(options, d_model), seed).values()
-        self.table = nn.Parameter(torch.from_numpy(table.astype((compute or ComputeConfig()).array_dtype)))
+        self.table = nn.Parameter(
+            torch.from_numpy(table.astype((compute or ComputeConfig()).array_dtype))
+        )
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Return x plus the rows of the positions; the same as `add`."""
         return self.add(x, positions)
 
     def add(self, x: Tensor, positions: Tensor | None = None, *, implicit: bool = False) -> Tensor:
-        """Return x (batch, length, d_model) plus the rows of the positions, (length,) or (batch, length); 0, 1, 2, ... when None.
+        """Return x (batch, length, d_model) plus the rows of the positions, (length,) or (batch,
+        length); 0, 1, 2, ... when None.
 
         Args:
             x: steps.
             positions: integers, or floating point to read between two rows.
-            implicit: the positions were counted from zero within these steps, so they fit when the steps do.
+            implicit: the positions were counted from zero within these steps, so they fit when the
+                steps do.
 
         Raises:
             ValueError: a position outside the table.
@@ -80,12 +93,14 @@ class SinusoidalEncoding(nn.Module):
         return self.add(x, positions)
 
     def add(self, x: Tensor, positions: Tensor | None = None, *, implicit: bool = False) -> Tensor:
-        """Return x (batch, length, d_model) plus the waves at the positions, (length,) or (batch, length); 0, 1, 2, ... when None.
+        """Return x (batch, length, d_model) plus the waves at the positions, (length,) or (batch,
+        length); 0, 1, 2, ... when None.
 
         Args:
             x: steps.
             positions: integers or floating point, of any size; the angles are taken in float64.
-            implicit: the positions were counted from zero within these steps, so a table of rows serves.
+            implicit: the positions were counted from zero within these steps, so a table of rows
+            serves.
         """
         if positions is None:
             return x + self._first_rows(x)
@@ -94,7 +109,9 @@ class SinusoidalEncoding(nn.Module):
         return x + self._waves(positions.double()).to(x.dtype)
 
     def _first_rows(self, x: Tensor) -> Tensor:
-        """The rows of 0 .. length - 1, built in float64 and cast once, kept for the next call of this length or a shorter one."""
+        """The rows of 0 .. length - 1, built in float64 and cast once, kept for the next call of
+        this length or a shorter one.
+        """
         rows, length = self._rows, x.shape[1]
         if rows is None or len(rows) < length or rows.dtype != x.dtype or rows.device != x.device:
             rows = self._waves(torch.arange(length, dtype=torch.float64)).to(x)

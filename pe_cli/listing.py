@@ -1,0 +1,81 @@
+"""`pe list`."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
+
+from pe_cli.reporting import console
+from pe_core.encodings import ENCODINGS
+from pe_core.training.backends import FRAMEWORKS, missing_packages, versions
+
+DATA: Final = {
+    "dummy": "1,000 sequences of 10 steps and 16 features with random labels; 250 to validate.",
+    "order": (
+        "Which of two markers came first? 1,000 sequences of 10 steps and 16 features; 250 "
+        "to validate."
+    ),
+    "digits": (
+        "Images of digits row by row, 8 steps of 8 features, 10 classes (needs scikit-learn)."
+    ),
+    "digits64": "The same pixel by pixel, 64 steps of 1 feature.",
+    "FILE.npz": (
+        "Arrays inputs, labels (numbers or names), and mask or lengths where sequences are padded."
+    ),
+    "FILE.ts": "The format of the UCR and UEA archives: unequal lengths and missing values, too.",
+}
+INDENT: Final = " " * 14
+WIDTH: Final = 98
+
+
+@dataclass(frozen=True)
+class ListOptions:
+    """What there is: encodings with their options, data, frameworks."""
+
+
+def run(options: ListOptions) -> int:
+    """Print the encodings with their options, the built-in data and the frameworks."""
+    console.heading("encodings", " (--encoding NAME or NAME:option=value,option=value)")
+    _entry("none", "The model without positions.")
+    for name, kind in ENCODINGS.items():
+        _entry(name, (inspect.getdoc(kind) or "").splitlines()[0], *_options(kind))
+    console.heading("data", " (--data NAME or FILE)")
+    for name, text in DATA.items():
+        _entry(name, text)
+    console.heading("frameworks", " (--framework NAME)")
+    found = versions()
+    for framework in FRAMEWORKS:
+        missing = missing_packages(framework)
+        package = {"torch": "torch", "flax": "jax"}[framework]
+        install = f"not installed; install with: pip install 'positional-encoding[{framework}]'"
+        _entry(framework, install if missing else f"{package} {found.get(package, '')}")
+    return 0
+
+
+def _entry(name: str, *paragraphs: str) -> None:
+    lines = [line for text in paragraphs for line in textwrap.wrap(text, WIDTH - len(INDENT))]
+    for number, line in enumerate(lines):
+        console.print(f"  {'' if number else name:<{len(INDENT) - 2}}{line}")
+
+
+def _options(kind: type[Any]) -> list[str]:
+    """Return a line for each option of an encoding: its values and the default."""
+    hints, lines = get_type_hints(kind), []
+    for field in fields(kind):
+        hint = hints[field.name]
+        values = (
+            "|".join(get_args(hint))
+            if get_origin(hint) is Literal
+            else {int: "N", float: "X"}[hint]
+        )
+        default = (
+            "the longest sequence"
+            if field.default is MISSING
+            else f"{field.default:g}"
+            if hint is float
+            else field.default
+        )
+        lines.append(f"{field.name}={values} (default: {default})")
+    return lines

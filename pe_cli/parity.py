@@ -1,0 +1,216 @@
+"""`pe parity`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from pe_cli import calibration_report, evidence
+from pe_cli.reporting import check_json, console, write_json
+from pe_core.encodings import ENCODINGS, parse_encoding
+from pe_core.errors import require_integer, require_one_of
+from pe_core.model.config import PRECISIONS, ModelConfig, Precision
+from pe_core.storage.files import read_json
+from pe_core.training.backends import (
+    FRAMEWORKS,
+    count_weights,
+    engine_type,
+    missing_packages,
+    require_framework,
+    versions,
+)
+from pe_core.training.engine import EngineType
+from pe_parity.calibrate import CASES
+from pe_parity.check import DEFAULT_LENGTH, ParityCheck, check_parity, default_model
+from pe_parity.report import failure_line, to_json, to_lines
+from pe_parity.trace import DEPTHS
+
+# All batches of the run are in memory at once.
+MAX_STEPS: Final = 10_000
+# What an option means that is given without a value.
+ALONE: Final = {"calibrate": str(CASES), "report": "docs"}
+
+
+@dataclass(frozen=True)
+class ParityOptions:
+    """Compare the reference, PyTorch and Flax, name by name: intermediates, gradients, an Adam
+    step, a training run.
+
+    Args:
+        config: the config.json of a model; the model of the demonstration when not given.
+        encoding: none, learned or sinusoidal with options, or all for one after the other; the
+            config's own when not given.
+        depth: how far to go, to forward, gradient, step or run.
+        steps: of the run; five epochs when not given.
+        precision: float32, float64 or bfloat16; float64 and float32 when not given.
+        calibrate: instead, measure the noise over so many random models (100 when no number is
+            given) and hold the budgets against it.
+        report: also measure how training drifts, some minutes, and write it all into this folder
+            (docs when none is given).
+        json: write every figure to this file.
+    """
+
+    config: str | None = None
+    encoding: str | None = None
+    depth: str = "run"
+    steps: int | None = None
+    precision: str | None = None
+    calibrate: int | None = None
+    report: str | None = None
+    json: str | None = None
+
+
+def run(options: ParityOptions) -> int:
+    """Print a table for each model and precision; return 1 when anything leaves its budget."""
+    require_one_of("depth", options.depth, DEPTHS)
+    if options.precision is not None:
+        require_one_of("precision", options.precision, PRECISIONS)
+    if options.steps is not None:
+        require_integer("steps", options.steps, 1, MAX_STEPS)
+        if options.depth != "run":
+            raise ValueError(
+                f"--steps {options.steps} goes with --depth run, got --depth {options.depth}; "
+                "leave one of them out"
+            )
+    if options.calibrate is not None:
+        require_integer("calibrate", options.calibrate, 1)
+    _check_report(options)
+    check_json(options.json)
+    precisions: tuple[Precision, ...] = (
+        ("float64", "float32") if options.precision is None else (options.precision,)  # type: ignore[assignment]
+    )
+    models = _models(options)
+    engine_types = _installed()
+    if options.calibrate is not None:
+        return calibration_report.run_calibration(
+            engine_types,
+            options.calibrate,
+            None if options.report is None else Path(options.report),
+        )
+    if options.report is not None:
+        return evidence.run_report(
+            engine_types, Path(options.report), options.steps or evidence.FLOOR_STEPS
+        )
+    passed = True
+    studies: dict[str, Any] = {}
+    console.print(
+        "Worst relative distance to the referee, of each framework, and between the frameworks. "
+        "The referee:"
+    )
+    console.print(
+        f"the reference in NumPy float64 for taps and loss, {next(iter(engine_types))} in "
+        "float64 for all that training adds."
+    )
+    for name, config in models.items():
+        with console.status(f"{name}: running {' and '.join(engine_types)}"):
+            found = check_parity(
+                engine_types,
+                config,
+                precisions,
+                depth=options.depth,  # type: ignore[arg-type]
+                steps=options.steps,
+            )
+        studies[name] = {}
+        for precision, one in found.items():
+            console.print()
+            console.heading(f"{name}, {precision}")
+            for line in _lines(one):
+                console.print(line, style=None if one.passed else "red")
+            passed &= one.passed
+            studies[name][precision] = to_json(one.comparison) | {
+                "equal_after_rounding": one.equal,
+                "weights": one.total,
+            }
+    write_json(
+        options.json,
+        {"passed": passed, "depth": options.depth, "studies": studies, "versions": versions()},
+    )
+    if len(engine_types) < len(FRAMEWORKS):
+        agreement = (
+            f"{next(iter(engine_types))} keeps its budgets."
+            if passed
+            else f"{next(iter(engine_types))} leaves its budgets."
+        )
+    else:
+        agreement = "The frameworks agree." if passed else "The frameworks do not agree."
+    console.print(f"\n{agreement}")
+    return 0 if passed else 1
+
+
+def _installed() -> dict[str, EngineType]:
+    """Return the engines that are here, and say what is missing; raise where none is."""
+    missing = [name for name in FRAMEWORKS if missing_packages(name)]
+    if len(missing) == len(FRAMEWORKS):
+        require_framework(missing[0])
+    for name in missing:
+        console.print(
+            f"Without {name}, nothing is compared between frameworks; install it with: pip "
+            f"install 'positional-encoding[{name}]'"
+        )
+    return {name: engine_type(name) for name in FRAMEWORKS if name not in missing}
+
+
+def _check_report(options: ParityOptions) -> None:
+    """Raise one clear line where the folder of --report cannot be, or where it is given with what
+    it does not go with.
+    """
+    if options.report is None and options.calibrate is None:
+        return
+    for name in ("config", "encoding", "precision", "json"):
+        if getattr(options, name) is not None:
+            raise ValueError(
+                f"--{name} does not go with --calibrate or --report, which choose their models "
+                "themselves; leave it out"
+            )
+    if options.calibrate is not None and options.steps is not None:
+        raise ValueError(f"--steps {options.steps} does not go with --calibrate; leave it out")
+    if options.report is not None and (
+        not options.report or (Path(options.report).exists() and not Path(options.report).is_dir())
+    ):
+        raise ValueError(
+            f"--report needs a folder, got {options.report!r}; for example --report docs"
+        )
+
+
+def read_config(path: str) -> ModelConfig:
+    """Return the config in a file: alone, or as a run or a model keeps it."""
+    record = read_json(Path(path))
+    try:
+        return ModelConfig.from_json(
+            record.get("model", record) if isinstance(record, dict) else record
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _lines(one: ParityCheck) -> Iterator[str]:
+    yield from to_lines(one.comparison)
+    if one.equal is not None:
+        yield (
+            f"{one.equal:,} of {one.total:,} weights after the run are the same bits once "
+            "rounded to float32"
+        )
+    if one.comparison.first_failure is not None:
+        yield failure_line(one.comparison.first_failure)
+    elif not one.passed:
+        yield "FAILED: a run in float64 must end on the same bits"
+
+
+def _models(options: ParityOptions) -> dict[str, ModelConfig]:
+    config = default_model()
+    if options.config is not None:
+        config = read_config(options.config)
+    count_weights(config)
+    if options.encoding is None:
+        return {"+".join(encoding.name for encoding in config.encodings) or "none": config}
+    names = ["none", *ENCODINGS] if options.encoding == "all" else [options.encoding]
+    parsed = {name: parse_encoding(name, max_length=DEFAULT_LENGTH) for name in names}
+    models = {
+        name: replace(config, encodings=() if encoding is None else (encoding,))
+        for name, encoding in parsed.items()
+    }
+    for model in models.values():
+        count_weights(model)
+    return models

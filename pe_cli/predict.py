@@ -1,0 +1,171 @@
+"""`pe predict`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from pe_cli.reporting import check_json, console, write_json
+from pe_core.data import DATA_NAMES, Sequences, Standardisation, load, read
+from pe_core.errors import require_integer
+from pe_core.model.config import ComputeConfig, Features
+from pe_core.storage.model_directory import CONFIG_FILE, SavedModel, load_model
+from pe_core.training.backends import (
+    FRAMEWORKS,
+    engine_type,
+    missing_packages,
+    require_framework,
+    versions,
+)
+from pe_core.training.config import TrainConfig
+from pe_core.training.data_checks import check_sequences
+from pe_core.training.loop import predict
+from pe_core.training.run_directory import MODEL_FOLDER
+
+LINES_SHOWN: Final = 20
+BATCH_SIZE: Final = 64
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Classify sequences with a trained model, in whichever framework is there.
+
+    Args:
+        model: the folder of a run, or a model folder.
+        data: a .npz or .ts file, or built-in data, of which the test or else the validation part is
+            taken.
+        framework: where to compute; the first that is installed when not given.
+        seed: of the split of built-in data; that of the training when not given.
+        precision: float32, float64 or bfloat16.
+        json: write all predictions and probabilities to this file.
+    """
+
+    model: str
+    data: str
+    framework: str | None = None
+    seed: int | None = None
+    precision: str = ComputeConfig.precision
+    json: str | None = None
+
+
+def run(options: PredictOptions) -> int:
+    """Print the class of each sequence and the accuracy where the labels are known."""
+    compute = ComputeConfig(precision=options.precision)  # type: ignore[arg-type]  # text from outside; the config checks it
+    framework = options.framework or next(
+        (name for name in FRAMEWORKS if not missing_packages(name)), FRAMEWORKS[0]
+    )
+    require_framework(framework)
+    check_json(options.json)
+    folder = Path(options.model)
+    folder = folder / MODEL_FOLDER if (folder / MODEL_FOLDER).is_dir() else folder
+    saved = load_model(folder)
+    names, standardisation, seed = _details(saved, folder / CONFIG_FILE)
+    sequences = _sequences(
+        options, saved, names, standardisation, seed if options.seed is None else options.seed
+    )
+    engine = engine_type(framework)(saved.config, saved.arrays, TrainConfig(), compute, 0)
+    logits = predict(engine, sequences, min(BATCH_SIZE, sequences.count)).astype(np.float64)
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    best = shares.argmax(axis=1)
+    _print(sequences, names, best, shares)
+    record = {
+        "model": options.model,
+        "data": options.data,
+        "framework": framework,
+        "class_names": list(names),
+        "predictions": [names[index] for index in best],
+        "probabilities": shares.tolist(),
+        "versions": versions(),
+    }
+    if sequences.labels is not None:
+        record["accuracy"] = float((best == sequences.labels).mean())
+        console.print(f"accuracy {record['accuracy']:.3f} over {len(best):,} sequences")
+    write_json(options.json, record)
+    return 0
+
+
+def _print(
+    sequences: Sequences, names: tuple[str, ...], best: np.ndarray, shares: np.ndarray
+) -> None:
+    width = max(len("predicted"), *map(len, names))
+    console.print(
+        f"sequence   {'predicted':<{width}}   "
+        f"probability{'' if sequences.labels is None else '   label'}"
+    )
+    for number in range(min(len(best), LINES_SHOWN)):
+        known = "" if sequences.labels is None else f"   {names[sequences.labels[number]]}"
+        console.print(
+            f"{number:8d}   {names[best[number]]:<{width}}   "
+            f"{shares[number, best[number]]:11.3f}{known}"
+        )
+    if len(best) > LINES_SHOWN:
+        console.print(f"and {len(best) - LINES_SHOWN:,} more; --json FILE writes all")
+
+
+def _details(saved: SavedModel, path: Path) -> tuple[tuple[str, ...], Standardisation | None, int]:
+    """Return the names of the classes, the standardisation and the seed that were saved with a
+    model, checked.
+    """
+    names = saved.details.get("class_names") or [
+        str(number) for number in range(saved.config.num_classes)
+    ]
+    if (
+        not isinstance(names, list)
+        or len({name for name in names if isinstance(name, str) and name})
+        != saved.config.num_classes
+    ):
+        raise ValueError(
+            f"{path}: class_names must be {saved.config.num_classes} different names, got "
+            f"{str(names)[:80]}; correct the file"
+        )
+    try:
+        standardisation = _standardisation(saved)
+        seed = saved.details.get("seed", 0)
+        require_integer("seed", seed, 0, (1 << 63) - 1)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    return tuple(names), standardisation, seed
+
+
+def _standardisation(saved: SavedModel) -> Standardisation | None:
+    record: Any = saved.details.get("standardisation")
+    if record is None:
+        return None
+    found, inputs = Standardisation.from_json(record), saved.config.inputs
+    if not isinstance(inputs, Features) or len(found.mean) != inputs.num_features:
+        raise ValueError(
+            f"the standardisation has {len(found.mean)} features, the model takes {inputs}; save "
+            "the model again"
+        )
+    return found
+
+
+def _sequences(
+    options: PredictOptions,
+    saved: SavedModel,
+    names: tuple[str, ...],
+    standardisation: Standardisation | None,
+    seed: int,
+) -> Sequences:
+    require_integer("seed", seed, 0, (1 << 63) - 1)
+    if options.data in DATA_NAMES:
+        data = load(options.data, seed=seed)
+        sequences = data.test or data.validation
+        check_sequences(saved.config, sequences, options.data)
+        if data.class_names != names:
+            found = f"the classes {', '.join(data.class_names)}, the model has {', '.join(names)}"
+            raise ValueError(
+                f"{options.data} has {found}; give the data that the model was trained for"
+            )
+        return sequences
+    sequences = read(
+        options.data,
+        class_names=names,
+        fill=None if standardisation is None else standardisation.mean,
+    )
+    check_sequences(saved.config, sequences, options.data)
+    return sequences if standardisation is None else standardisation.apply(sequences)

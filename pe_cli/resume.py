@@ -1,0 +1,114 @@
+"""`pe resume`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pe_cli.reporting import TrainReporter, check_json, console
+from pe_cli.train import conclude
+from pe_core.data import load, steps_per_epoch
+from pe_core.errors import require_integer, require_one_of
+from pe_core.model.config import ComputeConfig, ModelConfig
+from pe_core.storage.files import SIGNATURE, require_signature
+from pe_core.storage.model_directory import is_saved
+from pe_core.training.backends import FRAMEWORKS, engine_type, require_framework
+from pe_core.training.config import TrainConfig
+from pe_core.training.loop import train
+from pe_core.training.run_directory import CONFIG_FILE, MODEL_FOLDER, RunDirectory
+
+FIELDS: Final = {
+    "model",
+    "train",
+    "compute",
+    "data",
+    "data_sha256",
+    "framework",
+    "source",
+    "versions",
+    SIGNATURE,
+}
+
+
+@dataclass(frozen=True)
+class ResumeOptions:
+    """Go on with a run that stopped, in the framework it was in or in the other.
+
+    Args:
+        run: folder of the run.
+        framework: where to go on; where it was when not given.
+        checkpoint_every: steps between checkpoints; the end of every epoch when not given.
+        stop_at: stop with a checkpoint after so many steps since the beginning of the run.
+        json: write the figures of the run to this file.
+    """
+
+    run: str
+    framework: str | None = None
+    checkpoint_every: int | None = None
+    stop_at: int | None = None
+    json: str | None = None
+
+
+def run(options: ResumeOptions) -> int:
+    """Go on from the newest checkpoint that holds."""
+    check_json(options.json)
+    for name, value in (
+        ("checkpoint_every", options.checkpoint_every),
+        ("stop_at", options.stop_at),
+    ):
+        if value is not None:
+            require_integer(name, value, 1)
+    directory = RunDirectory(Path(options.run))
+    record = directory.config()
+    try:
+        config, settings = (
+            ModelConfig.from_json(record["model"]),
+            TrainConfig.from_json(record["train"]),
+        )
+        compute, source = ComputeConfig(**record["compute"]), _source(record["source"])
+        require_one_of("framework", record["framework"], FRAMEWORKS)
+        framework = options.framework or record["framework"]
+        if unknown := set(record) - FIELDS:
+            raise ValueError(f"unknown field {min(unknown)[:40]!r}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{directory.path / CONFIG_FILE} is not that of a run ({error}); restore it from a copy"
+        ) from None
+    require_signature(directory.path / CONFIG_FILE, record)
+    require_framework(framework)
+    if is_saved(directory.path / MODEL_FOLDER):
+        raise ValueError(
+            f"{options.run} is finished, its model is in {directory.path / MODEL_FOLDER}; train "
+            "again for another run"
+        )
+    data = load(source["data"], test=source["test"], seed=settings.seed)
+    make = engine_type(framework)
+    console.print(f"{options.run}: going on in {framework} with {data.name}")
+    total = settings.epochs * steps_per_epoch(
+        data.train.count, min(settings.batch_size, data.train.count)
+    )
+    with TrainReporter(settings.epochs, total, "training") as reporter:
+        result = train(
+            make,
+            config,
+            data,
+            train=settings,
+            compute=compute,
+            reporter=reporter,
+            out=directory.path,
+            checkpoint_every=options.checkpoint_every,
+            stop_at=options.stop_at,
+            resume=True,
+        )
+    return conclude(result, framework, data.name, directory.path, options.json)
+
+
+def _source(record: Any) -> dict[str, Any]:
+    if (
+        not isinstance(record, dict)
+        or not isinstance(record.get("data"), str)
+        or not isinstance(record.get("test"), str | None)
+    ):
+        raise ValueError(f"source is {str(record)[:80]}")
+    return record

@@ -1,0 +1,116 @@
+"""`pe trace`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pe_cli.model_function import implementation
+from pe_cli.parity import read_config
+from pe_cli.reporting import check_file, console
+from pe_core.errors import require_integer, require_one_of
+from pe_core.model.config import ComputeConfig, Precision
+from pe_core.storage.model_directory import load_model
+from pe_core.training.backends import FRAMEWORKS, count_weights, engine_type, versions
+from pe_core.training.config import TrainConfig
+from pe_core.training.run_directory import MODEL_FOLDER
+from pe_parity.check import default_model
+from pe_parity.probe_inputs import probe_arrays, probe_batches
+from pe_parity.trace import DEPTHS, Depth, reference_trace, trace
+from pe_parity.trace_file import Given, TraceFile, write_trace
+
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class TraceOptions:
+    """Write every named intermediate of a model to a file: of PyTorch, Flax, the reference, or any
+    module of yours.
+
+    Args:
+        impl: torch, flax, reference, or MODULE or MODULE:FUNCTION of a model of yours.
+        out: the .npz file to write.
+        config: the config.json of a model; the model of the demonstration when not given.
+        model: the folder of a run or a model, for its config and its weights.
+        seed: of the weights and of the inputs.
+        masked: pad sequences on the right to different lengths.
+        depth: how far to go, to forward, gradient, step or run; a reference and a module go
+            forward.
+        precision: float32, float64 or bfloat16; of a module, what it computes in.
+    """
+
+    impl: str
+    out: str
+    config: str | None = None
+    model: str | None = None
+    seed: int = 0
+    masked: bool = True
+    depth: str = "forward"
+    precision: str = "float32"
+
+
+def run(options: TraceOptions) -> int:
+    """Write a trace and say what is in it."""
+    require_one_of("depth", options.depth, DEPTHS)
+    require_integer("seed", options.seed, 0, (1 << 63) - 1)
+    compute = ComputeConfig(precision=options.precision)  # type: ignore[arg-type]  # text from outside; the config checks it
+    if options.impl not in FRAMEWORKS and options.depth != "forward":
+        raise ValueError(
+            f"--depth {options.depth} needs --impl torch or flax, got --impl {options.impl}; "
+            "take --depth forward"
+        )
+    check_file("out", options.out)
+    file = _traced(options, compute.precision, options.depth)  # type: ignore[arg-type]
+    write_trace(file)
+    size = Path(options.out).stat().st_size / 2**20
+    console.print(
+        f"{options.out}: {len(file.trace)} names from {options.impl} in {file.precision}, "
+        f"{size:.1f} MiB"
+    )
+    return 0
+
+
+def _traced(options: TraceOptions, precision: Precision, depth: Depth) -> TraceFile:
+    given, train = _given(options)
+    batches = probe_batches(
+        given.config, train, None if depth == "run" else 1, masked=options.masked
+    )
+    given = replace(given, inputs=batches[0].inputs, mask=batches[0].mask)
+    if options.impl in FRAMEWORKS:
+        compute = ComputeConfig(precision=precision)
+        found = trace(
+            engine_type(options.impl),
+            given.config,
+            given.weights,
+            batches,
+            depth=depth,
+            train=train,
+            compute=compute,
+        )
+    elif options.impl == REFERENCE:
+        found, precision = reference_trace(given.config, given.weights, batches[0]), "float64"
+    else:
+        found = implementation(options.impl)(given)
+    about = {"impl": options.impl, "depth": depth, "seed": options.seed, "versions": versions()}
+    return TraceFile(Path(options.out), found, given, precision, about)
+
+
+def _given(options: TraceOptions) -> tuple[Given, TrainConfig]:
+    train = TrainConfig(seed=options.seed)
+    if options.model is not None:
+        if options.config is not None:
+            raise ValueError(
+                f"--model {options.model} has its own config, got --config {options.config} too; "
+                "leave one of them out"
+            )
+        folder = Path(options.model)
+        saved = load_model(folder / MODEL_FOLDER if (folder / MODEL_FOLDER).is_dir() else folder)
+        config, weights = saved.config, saved.arrays
+    else:
+        config = default_model() if options.config is None else read_config(options.config)
+        count_weights(config)
+        weights = probe_arrays(config, options.seed)
+    # The batch of the study follows from the config.
+    return Given(
+        config, weights, probe_batches(config, train, 1, masked=False)[0].inputs, None
+    ), train

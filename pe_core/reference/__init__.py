@@ -1,5 +1,0 @@
-"""The formulas in float64 NumPy, in paper order, each with its source. The referee of both wings, which never import it."""
-
-from pe_core.reference.encoder import cross_entropy, encode, forward
-
-__all__ = ["cross_entropy", "encode", "forward"]

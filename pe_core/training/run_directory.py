@@ -1,0 +1,265 @@
+"""The files of a run: `config.json`, `metrics.jsonl`, `checkpoints/` and `model/`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from pe_core.data import Dataset
+from pe_core.errors import require_integer
+from pe_core.model.config import ModelConfig
+from pe_core.model.parameters import parameters
+from pe_core.storage.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from pe_core.storage.files import DamagedError, naming, read_object, signed_json, write_file
+
+METRICS_FILE: Final = "metrics.jsonl"
+CONFIG_FILE: Final = "config.json"
+MODEL_FOLDER: Final = "model"
+CHECKPOINTS_FOLDER: Final = "checkpoints"
+METRICS_ARRAY: Final = "epoch/metrics"
+RECORDS_ARRAY: Final = "epoch/records"
+# Rows that an array of a checkpoint may have: a bound on what is read.
+MAX_ROWS: Final = 1 << 40
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What is known after an epoch; accuracies are shares of one, seconds are of its training
+    steps.
+    """
+
+    epoch: int
+    step: int
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+    gradient_norm: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass
+class Progress:
+    """How far a run has come: all that goes on with it beside the engine's state.
+
+    Args:
+        step: steps taken.
+        records: of the epochs that are done.
+        rows: metrics of the steps taken in this epoch, in the columns of
+        `pe_core.training.engine.METRICS`.
+    """
+
+    step: int = 0
+    records: list[EpochRecord] = field(default_factory=list)
+    rows: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
+
+
+@dataclass
+class RunDirectory:
+    """The files of a run.
+
+    Args:
+        path: the folder.
+    """
+
+    path: Path
+    _lines: list[str] = field(default_factory=list)
+    # Of `metrics.jsonl` as far as it is written: a checkpoint keeps both, and a run that goes on
+    # cuts the file there.
+    _bytes: int = 0
+    _sha: Any = field(default_factory=hashlib.sha256)
+
+    def require_free(self) -> None:
+        """Raise a FileExistsError where the folder already holds something."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise FileExistsError(
+                f"{self.path} already exists and is not empty; choose another --out or remove it"
+            )
+
+    def create(self, record: dict[str, Any]) -> None:
+        """Make the folder and write what the run is.
+
+        Raises:
+            FileExistsError: the folder already holds something.
+        """
+        self.require_free()
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_file(self.path / CONFIG_FILE, signed_json(record))
+
+    def config(self) -> dict[str, Any]:
+        """Return what the run is; the signature is for the caller to check, once the fields are.
+
+        Raises:
+            FileNotFoundError, ValueError: there is no run, or its config is damaged.
+        """
+        if not (self.path / CONFIG_FILE).is_file():
+            raise FileNotFoundError(
+                f"{self.path} is not the folder of a run, {CONFIG_FILE} is missing; pass one "
+                "that `pe train` wrote"
+            )
+        return read_object(self.path / CONFIG_FILE)
+
+    def add(self, kind: str, record: dict[str, Any]) -> None:
+        """Keep a line for `metrics.jsonl`."""
+        self._lines.append(json.dumps({"kind": kind} | record, allow_nan=False) + "\n")
+
+    def flush(self) -> None:
+        """Append the kept lines to `metrics.jsonl`, in one write: an interrupt leaves no half
+        line.
+        """
+        content, self._lines = "".join(self._lines).encode(), []
+        if content:
+            path = self.path / METRICS_FILE
+            with naming(path), path.open("ab") as file:
+                file.write(content)
+            self._bytes += len(content)
+            self._sha.update(content)
+
+    def save(
+        self, arrays: Mapping[str, np.ndarray], progress: Progress, record: dict[str, Any]
+    ) -> None:
+        """Write a checkpoint.
+
+        Args:
+            arrays: the engine's state.
+            progress: how far the run has come.
+            record: what the state belongs to, such as the config and the digest of the data.
+        """
+        self.flush()
+        records = np.array([astuple(item) for item in progress.records], np.float64).reshape(
+            -1, len(fields(EpochRecord))
+        )
+        kept = {
+            "records": len(records),
+            "rows": len(progress.rows),
+            METRICS_FILE: {"bytes": self._bytes, "sha256": self._sha.hexdigest()},
+        }
+        state = dict(arrays) | {METRICS_ARRAY: progress.rows, RECORDS_ARRAY: records}
+        save_checkpoint(
+            self.path / CHECKPOINTS_FOLDER, Checkpoint(progress.step, state, record | kept)
+        )
+
+    def restore(
+        self, config: ModelConfig, record: dict[str, Any]
+    ) -> tuple[dict[str, np.ndarray] | None, Progress, list[str]]:
+        """Return the engine's state and the progress of the newest checkpoint that holds, and why
+        newer ones were passed over.
+
+        Where a run ended before its first checkpoint there is no state: it begins again. Lines of
+        `metrics.jsonl` from after the checkpoint are dropped: the run will write them again.
+
+        Args:
+            config: of the model.
+            record: what the state must belong to.
+
+        Raises:
+            DamagedError: there are checkpoints and none holds, or the metrics are not those of the
+            checkpoint.
+        """
+
+        def expected(found: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+            _require_same(record, found)
+            return checkpoint_shapes(config, found)
+
+        folder = self.path / CHECKPOINTS_FOLDER
+        found, passed_over = newest_checkpoint(folder, expected)
+        if found is None and passed_over:
+            raise CheckpointError(
+                f"{self.path} has no checkpoint to go on from ({'; '.join(passed_over)}); train "
+                "again"
+            )
+        if found is None:
+            try:
+                _require_same(record, self.config())
+            except ValueError as error:
+                raise CheckpointError(
+                    f"{self.path / CONFIG_FILE} does not fit this run ({error}); train again"
+                ) from None
+            self._cut_metrics(0, hashlib.sha256().hexdigest())
+            return None, Progress(), []
+        self._cut_metrics(**found.record[METRICS_FILE])
+        arrays = dict(found.arrays)
+        rows, records = arrays.pop(METRICS_ARRAY), arrays.pop(RECORDS_ARRAY)
+        kept = [
+            EpochRecord(int(epoch), int(step), *rest) for epoch, step, *rest in records.tolist()
+        ]
+        return arrays, Progress(found.step, kept, rows), passed_over
+
+    def _cut_metrics(self, bytes: int, sha256: str) -> None:
+        """Cut `metrics.jsonl` where a checkpoint was; without the file, which somebody may have
+        removed, a new one begins.
+        """
+        path = self.path / METRICS_FILE
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            sha = hashlib.sha256(file.read(bytes))
+        if sha.hexdigest() != sha256:
+            raise DamagedError(
+                f"{path} is damaged (the SHA-256 of its first {bytes} bytes is not that of the "
+                "checkpoint); "
+                "restore it from a copy, or remove it and go on without its lines"
+            )
+        with naming(path):
+            os.truncate(path, bytes)
+        self._bytes, self._sha = bytes, sha
+
+
+def _require_same(record: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    for name, value in record.items():
+        if found.get(name) != value:
+            raise ValueError(
+                f"{name} is {str(found.get(name))[:80]}, the run has {str(value)[:80]}"
+            )
+
+
+def checkpoint_shapes(config: ModelConfig, record: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every array of a checkpoint.
+
+    Raises:
+        KeyError, TypeError, ValueError: its record is not that of a run.
+    """
+    for name, found in (
+        ("rows", record["rows"]),
+        ("records", record["records"]),
+        (METRICS_FILE, record[METRICS_FILE]["bytes"]),
+    ):
+        require_integer(name, found, 0, MAX_ROWS)
+    return state_shapes(config) | {
+        METRICS_ARRAY: (record["rows"], 4),
+        RECORDS_ARRAY: (record["records"], len(fields(EpochRecord))),
+    }
+
+
+def state_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every array of an engine's state."""
+    shapes = {
+        f"{kind}/{item.name}": item.shape
+        for kind in ("param", "adam/m", "adam/v")
+        for item in parameters(config)
+    }
+    return shapes | {"adam/count": ()}
+
+
+def data_digest(data: Dataset) -> str:
+    """Return the SHA-256 of all that a run sees of its data."""
+    sha = hashlib.sha256()
+    for part, sequences in data.parts.items():
+        for array in (sequences.inputs, sequences.labels, sequences.mask):
+            described = "none" if array is None else f"{array.dtype.str} {array.shape}"
+            sha.update(f"{part} {described}\n".encode())
+            sha.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,70 @@
+"""Encodings that are added to the steps."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float64, Num
+
+from pe_core.encodings import Encoding, LearnedTable, Sinusoidal
+
+
+def learned_table(
+    table: Float64[np.ndarray, "max_length d_model"], positions: Num[np.ndarray, "..."]
+) -> Float64[np.ndarray, "... d_model"]:
+    """A trained vector per position: P[p].
+
+    Source: Gehring et al. 2017, "Convolutional sequence to sequence learning"; Devlin et al. 2019,
+    BERT.
+    Departs: a float position reads between two rows, (1 - t) P[k] + t P[k + 1] with k the floor of
+    p and t = p - k.
+    """
+    if not np.issubdtype(positions.dtype, np.floating):
+        return table[positions]
+    floor = np.minimum(np.floor(positions), len(table) - 1).astype(np.int64)
+    above = np.minimum(floor + 1, len(table) - 1)
+    share = (positions - floor)[..., None]
+    return table[floor] + share * (table[above] - table[floor])
+
+
+def sinusoidal(
+    options: Sinusoidal, d_model: int, positions: Num[np.ndarray, "..."]
+) -> Float64[np.ndarray, "... d_model"]:
+    """Sine and cosine of p w_k with w_k = base^(-2k / d_model).
+
+    "interleaved": PE[p, 2k] = sin(p w_k), PE[p, 2k + 1] = cos(p w_k). "half": all sines, then all
+    cosines, with the same frequencies. "tensor2tensor": half, with w_k = base^(-k / (n - 1)) for n
+    = floor(d_model / 2); an odd last column is zero.
+
+    Source: Vaswani et al. 2017, "Attention is all you need", section 3.5; for the third layout the
+    code of tensor2tensor, `get_timing_signal_1d`.
+    Departs: an odd d_model ends in a sine in the first two layouts; the paper has even widths only.
+    """
+    tensor2tensor = options.layout == "tensor2tensor"
+    count = d_model // 2 if tensor2tensor else (d_model + 1) // 2
+    exponents = (
+        np.arange(count) / max(count - 1, 1) if tensor2tensor else 2.0 * np.arange(count) / d_model
+    )
+    angles = np.asarray(positions, np.float64)[..., None] * options.base**-exponents
+    sine, cosine = np.sin(angles), np.cos(angles)
+    encoding = np.zeros((*angles.shape[:-1], d_model))
+    if options.layout == "interleaved":
+        encoding[..., 0::2] = sine
+        encoding[..., 1::2] = cosine[..., : d_model // 2]
+    else:
+        encoding[..., :count] = sine
+        encoding[..., count : 2 * count] = cosine[..., : d_model - count]
+    return encoding
+
+
+def added(
+    options: Encoding,
+    weights: dict[str, Float64[np.ndarray, "..."]],
+    d_model: int,
+    positions: Num[np.ndarray, "..."],
+) -> Float64[np.ndarray, "... d_model"]:
+    """Return what an encoding adds at these positions."""
+    match options:
+        case LearnedTable():
+            return learned_table(weights["table"], positions)
+        case Sinusoidal():
+            return sinusoidal(options, d_model, positions)

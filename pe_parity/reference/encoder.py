@@ -1,0 +1,294 @@
+"""The whole model in float64: input, encodings, blocks, pooling, head, loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64, Int
+
+from pe_core.model.config import LAYER_NORM_EPSILON, Features, ModelConfig
+from pe_core.model.dropout_places import DropoutPlace, dropout_place
+from pe_core.model.positions import real_steps, resolve_positions
+from pe_core.model.random import DROPOUT, derive, dropout_keep, dropout_scale, fold_in
+from pe_parity.reference import attention
+from pe_parity.reference.additive import added
+
+Array = Float64[np.ndarray, "..."]
+erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+@dataclass
+class Run:
+    """One pass: the weights in float64, where intermediates go, and the dropout of this step.
+
+    A subclass that computes one thing differently is a model with one planted fault;
+    `pe_parity.perturbed_reference` has it.
+    """
+
+    config: ModelConfig
+    arrays: dict[str, Array]
+    taps: dict[str, Array]
+    seed: int
+    step: int | None
+
+    def tap(self, name: str, value: Array) -> Array:
+        self.taps[name] = value
+        return value
+
+    def linear(self, name: str, x: Array) -> Array:
+        bias = self.arrays.get(f"{name}.bias")
+        product = x @ self.arrays[f"{name}.weight"].T
+        return product if bias is None else product + bias
+
+    def layer_norm(self, name: str, x: Array) -> Array:
+        """Ba et al. 2016, equation 4, with the biased variance and epsilon under the root."""
+        centred = x - x.mean(axis=-1, keepdims=True)
+        variance = (centred**2).mean(axis=-1, keepdims=True)
+        scaled = centred / np.sqrt(variance + LAYER_NORM_EPSILON)
+        return self.tap(name, scaled * self.arrays[f"{name}.weight"] + self.arrays[f"{name}.bias"])
+
+    def activation(self, x: Array) -> Array:
+        """GELU in its exact form x (1 + erf(x / sqrt 2)) / 2 (Hendrycks and Gimpel 2016), or
+        ReLU.
+        """
+        return (
+            np.maximum(x, 0.0)
+            if self.config.activation == "relu"
+            else 0.5 * x * (1.0 + erf(x / np.sqrt(2.0)))
+        )
+
+    def weights(self, logits: Array, allowed: np.ndarray | None) -> Array:
+        """The softmax over the keys that a query may see."""
+        return attention.weights(logits, allowed)
+
+    def pool(self, state: Array, member: np.ndarray) -> Array:
+        """From steps to one vector a segment."""
+        return _pool(self.config, self.arrays, state, member)
+
+    def dropout(self, place: DropoutPlace, layer: int, x: Array) -> Array:
+        """Srivastava et al. 2014, with the kept elements scaled up so that evaluation needs
+        nothing.
+        """
+        if self.step is None or self.config.dropout == 0.0:
+            return x
+        key = fold_in(derive(self.seed, DROPOUT, self.step), dropout_place(place, layer))
+        return (
+            x * dropout_keep(key, x.shape, self.config.dropout) * dropout_scale(self.config.dropout)
+        )
+
+
+def encode(
+    config: ModelConfig,
+    arrays: Mapping[str, Float[np.ndarray, "..."]],
+    x: np.ndarray,
+    *,
+    mask: Bool[np.ndarray, "batch length"] | None = None,
+    positions: np.ndarray | None = None,
+    segment_ids: Int[np.ndarray, "batch length"] | None = None,
+    taps: dict[str, Any] | None = None,
+    seed: int = 0,
+    dropout_step: int | None = None,
+) -> Float64[np.ndarray, "batch steps d_model"]:
+    """Return the encoded steps; `cls` in the arrays puts a trained step in front.
+
+    Args:
+        config: what the model is.
+        arrays: weights under their canonical names.
+        x: (batch, length, num_features) features or (batch, length) tokens.
+        mask: True for real steps.
+        positions: (length,) or (batch, length).
+        segment_ids: packed sequences as runs of equal numbers, 0 for padding.
+        taps: receives the named intermediates.
+        seed: of the dropout.
+        dropout_step: the training step whose dropout applies; None is evaluation.
+    """
+    run = _begun(Run, config, arrays, taps, seed, dropout_step)
+    return _encode(run, x, mask, positions, segment_ids)
+
+
+def _begun(
+    run_type: Callable[..., Run],
+    config: ModelConfig,
+    arrays: Mapping[str, np.ndarray],
+    taps: dict[str, Any] | None,
+    seed: int,
+    step: int | None,
+) -> Run:
+    exact = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
+    return run_type(config, exact, {} if taps is None else taps, seed, step)
+
+
+def _encode(
+    run: Run,
+    x: np.ndarray,
+    mask: np.ndarray | None,
+    positions: np.ndarray | None,
+    segment_ids: np.ndarray | None,
+) -> Array:
+    config = run.config
+    batch, length = x.shape[:2]
+    real = real_steps(mask, segment_ids)
+    where = resolve_positions(length, positions, mask, segment_ids)
+
+    if isinstance(config.inputs, Features):
+        state = run.linear(
+            "input",
+            np.asarray(x if real is None else np.where(real[..., None], x, 0.0), np.float64),
+        )
+    else:
+        state = run.arrays["input.table"][x if real is None else np.where(real, x, 0)]
+    state = run.tap("input", state)
+    state = _add_encodings(run, state, where, layer=0)
+    if "cls" in run.arrays:
+        state = np.concatenate(
+            [np.broadcast_to(run.arrays["cls"], (batch, 1, config.d_model)), state], axis=1
+        )
+        real = None if real is None else np.pad(real, ((0, 0), (1, 0)), constant_values=True)
+    state = run.dropout("input", 0, run.tap("encoding", state))
+
+    allowed = None if real is None else real[:, None, None, :]
+    if segment_ids is not None:
+        assert allowed is not None
+        allowed = allowed & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
+    for n in range(config.num_layers):
+        if n > 0 and any(encoding.layers == "all" for encoding in config.encodings):
+            front = state[:, : state.shape[1] - length]
+            state = np.concatenate(
+                [front, _add_encodings(run, state[:, state.shape[1] - length :], where, layer=n)],
+                axis=1,
+            )
+            state = run.tap(f"layers.{n}.encoding", state)
+        state = _block(run, n, state, allowed)
+    return run.layer_norm("norm", state) if config.norm == "pre" else state
+
+
+def forward(
+    config: ModelConfig,
+    arrays: Mapping[str, Float[np.ndarray, "..."]],
+    x: np.ndarray,
+    *,
+    mask: Bool[np.ndarray, "batch length"] | None = None,
+    positions: np.ndarray | None = None,
+    segment_ids: Int[np.ndarray, "batch length"] | None = None,
+    num_segments: int | None = None,
+    taps: dict[str, Any] | None = None,
+    seed: int = 0,
+    dropout_step: int | None = None,
+    run_type: Callable[..., Run] = Run,
+) -> Array:
+    """Return the class logits, (batch, num_classes), or (batch, num_segments, num_classes) of
+    packed sequences.
+
+    `run_type` computes the parts: `Run`, or a subclass with a fault.
+    """
+    run = _begun(run_type, config, arrays, taps, seed, dropout_step)
+    state = _encode(run, x, mask, positions, segment_ids)
+    if config.pooling == "cls":
+        pooled = state[:, 0]
+    else:
+        real = real_steps(mask, segment_ids)
+        member = np.ones(state.shape[:2], bool)[:, None] if real is None else real[:, None]
+        if segment_ids is not None:
+            count = int(segment_ids.max()) if num_segments is None else num_segments
+            member = member & (segment_ids[:, None] == np.arange(1, count + 1)[:, None])
+        pooled = run.pool(state, member)
+        pooled = pooled if segment_ids is not None else pooled[:, 0]
+    return run.tap("head", run.linear("head", run.tap("pooled", pooled)))
+
+
+def cross_entropy(
+    logits: Float64[np.ndarray, "batch num_classes"],
+    labels: Int[np.ndarray, " batch"],
+    weights: Float[np.ndarray, " batch"],
+) -> float:
+    """Minus the logarithm of the softmax at the label, summed with the weights and divided by their
+    sum.
+    """
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    losses = np.log(np.exp(shifted).sum(axis=-1)) - shifted[np.arange(len(labels)), labels]
+    return float((losses * weights).sum() / np.asarray(weights, np.float64).sum())
+
+
+def _add_encodings(run: Run, state: Array, positions: np.ndarray, layer: int) -> Array:
+    for index, encoding in enumerate(run.config.encodings):
+        if layer == 0 or encoding.layers == "all":
+            prefix = f"encodings.{index}."
+            weights = {
+                name.removeprefix(prefix): array
+                for name, array in run.arrays.items()
+                if name.startswith(prefix)
+            }
+            state = state + added(encoding, weights, run.config.d_model, positions)
+    return state
+
+
+def _block(run: Run, n: int, state: Array, allowed: np.ndarray | None) -> Array:
+    """One block: x + A(N(x)) then x + F(N(x)) pre-norm (Xiong et al. 2020).
+
+    Post-norm, N(x + A(x)) then N(x + F(x)) (Vaswani et al. 2017).
+    """
+    name, pre = f"layers.{n}", run.config.norm == "pre"
+    inner = run.layer_norm(f"{name}.norm1", state) if pre else state
+    state = state + run.dropout("attention_output", n, _attention(run, n, inner, allowed))
+    if not pre:
+        state = run.layer_norm(f"{name}.norm1", state)
+    inner = run.layer_norm(f"{name}.norm2", state) if pre else state
+    hidden = run.tap(
+        f"{name}.feed_forward.hidden", run.activation(run.linear(f"{name}.feed_forward.up", inner))
+    )
+    output = run.linear(f"{name}.feed_forward.down", run.dropout("feed_forward_hidden", n, hidden))
+    state = state + run.dropout(
+        "feed_forward_output", n, run.tap(f"{name}.feed_forward.output", output)
+    )
+    if not pre:
+        state = run.layer_norm(f"{name}.norm2", state)
+    return run.tap(f"{name}.output", state)
+
+
+def _attention(run: Run, n: int, x: Array, allowed: np.ndarray | None) -> Array:
+    name, (batch, steps, width) = f"layers.{n}.attention", x.shape
+    parts = (
+        run.linear(f"{name}.qkv", x)
+        .reshape(batch, steps, 3, run.config.num_heads, run.config.d_head)
+        .transpose(2, 0, 3, 1, 4)
+    )
+    query, key, value = (
+        run.tap(f"{name}.{part}", array)
+        for part, array in zip(("query", "key", "value"), parts, strict=True)
+    )
+    logits = run.tap(f"{name}.logits", attention.logits(query, key))
+    weights = run.tap(f"{name}.weights", run.weights(logits, allowed))
+    mixed = run.tap(
+        f"{name}.mixed", attention.mixed(run.dropout("attention_weights", n, weights), value)
+    )
+    return run.tap(
+        f"{name}.output",
+        run.linear(f"{name}.out", mixed.transpose(0, 2, 1, 3).reshape(batch, steps, width)),
+    )
+
+
+def _pool(
+    config: ModelConfig,
+    arrays: Mapping[str, np.ndarray],
+    state: Array,
+    member: Bool[np.ndarray, "batch segments length"],
+) -> Array:
+    """Return one vector per segment, zeros for a segment without a step."""
+    if config.pooling == "max":
+        highest = np.where(member[..., None], state[:, None], -np.inf).max(axis=2)
+        return np.where(member.any(axis=2, keepdims=True), highest, 0.0)
+    if config.pooling == "mean":
+        shares = member / np.maximum(member.sum(axis=2, keepdims=True), 1)
+    elif config.pooling == "last":
+        after = np.cumsum(member[..., ::-1], axis=2)[..., ::-1]
+        shares = (member & (after == 1)).astype(np.float64)
+    else:
+        scores = state @ np.asarray(arrays["pooling.query"], np.float64) / np.sqrt(config.d_model)
+        shares = attention.weights(
+            np.repeat(scores[:, None, None], member.shape[1], axis=2), np.expand_dims(member, 1)
+        )[:, 0]
+    return shares @ state
