@@ -36,6 +36,7 @@ from pe_core import (
     TrainConfig,
 )
 from pe_core.encodings import encoding_from_json, encoding_to_json, parse_encoding
+from pe_core.errors import UserError
 
 in_each_wing = pytest.mark.parametrize("label", WINGS)
 X = small_batch(CONFIGS["default"]).inputs
@@ -262,7 +263,8 @@ def test_calls_that_do_not_fit(label: str, what: str) -> None:
     name, x, arguments, kind, line = CALLS[what]
     with pytest.raises(kind) as caught:
         WINGS[label].call(model(label, name), x, **arguments)
-    assert type(caught.value) is kind
+    assert isinstance(caught.value, UserError)
+    assert isinstance(caught.value, kind)
     assert (
         re.sub(
             r"got (torch\.)?(bool|float32|int32|int64);?",
@@ -550,7 +552,8 @@ def test_rules_are_checked_at_birth(what: str) -> None:
     make, kind, line = RULES[what]
     with pytest.raises(kind, match=f"^{re.escape(line)}$") as caught:
         make()
-    assert type(caught.value) is kind
+    assert isinstance(caught.value, UserError)
+    assert isinstance(caught.value, kind)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from pe_cli.reporting import check_json, console, write_json
-from pe_core.errors import nearest, require_one_of
+from pe_core.errors import UserValueError, nearest, require_one_of
 from pe_parity.budgets import budget
 from pe_parity.compare import Comparison, Row, compare
 from pe_parity.diagnose import Diagnosis, diagnose
@@ -59,7 +59,7 @@ def run(options: CompareOptions) -> int:
     }
     first, *others = files.values()
     if not others:
-        raise ValueError(f"{options.a} and {options.b} are one file; compare two traces")
+        raise UserValueError(f"{options.a} and {options.b} are one file; compare two traces")
     _check_same_model(list(files.values()))
     names = _common_names(list(files.values()))
     given = next((file.given for file in files.values() if file.given is not None), None)
@@ -190,7 +190,7 @@ def _check_same_model(files: list[TraceFile]) -> None:
         for name, value in left.items():
             if right[name] != value:
                 found = f"{name} is {value} and {right[name]}"
-                raise ValueError(
+                raise UserValueError(
                     f"{one.path} and {other.path} are traces of different models: {found}; trace "
                     "both with one --config"
                 )
@@ -208,7 +208,7 @@ def _check_same_model(files: list[TraceFile]) -> None:
                     else "the seed is the same"
                 )
                 remedy = "trace both with the same --seed, --masked and --model"
-                raise ValueError(
+                raise UserValueError(
                     f"{one.path} and {other.path} were made with different {what}, {hint}; {remedy}"
                 )
 
@@ -221,7 +221,7 @@ def _common_names(files: list[TraceFile]) -> list[str]:
     names = [name for name in files[0].trace if all(name in file.trace for file in files)]
     if not names:
         mine, theirs = next(iter(files[1].trace)), files[0].trace
-        raise ValueError(
+        raise UserValueError(
             f"{files[0].path} and {files[1].path} have no name in common; {mine!r}: "
             f"{nearest(mine, list(theirs)[:NAMES_TOLD])}"
         )
@@ -233,7 +233,7 @@ def _coarsest(files: list[TraceFile]) -> str:
     for file, precision in zip(files, found, strict=True):
         if precision not in COMPARED:
             known = ", ".join(COMPARED)
-            raise ValueError(
+            raise UserValueError(
                 f"{file.path}: there are no bounds for precision {precision!r}; choose one with "
                 f"--precision: {known}"
             )

@@ -11,6 +11,7 @@ from pe_cli.picture import draw_floor
 from pe_cli.reporting import Bar, console
 from pe_core.data import Sequences, load, steps_per_epoch
 from pe_core.encodings import LearnedTable
+from pe_core.errors import UserValueError
 from pe_core.model.config import Features, ModelConfig
 from pe_core.training.backends import versions
 from pe_core.training.config import TrainConfig
@@ -35,7 +36,7 @@ def run_report(engine_types: Mapping[str, EngineType], folder: Path, steps: int)
     settings = floor_settings()
     rise = max(train.warmup_steps for _, _, train in settings.values())
     if steps <= rise:
-        raise ValueError(
+        raise UserValueError(
             f"--steps {steps} with --report must be more than {rise}, the steps in which the "
             "learning rate of digits rises"
         )

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from pe_cli import compare, demo, listing, parity, predict, resume, trace, train
 from pe_cli.options import Line
-from pe_core.errors import nearest
+from pe_core.errors import UserError, UserValueError, nearest
 from pe_core.training.interrupts import Terminated
 from pe_core.training.loop import NotFiniteError
 
@@ -128,7 +128,7 @@ def _run(arguments: list[str]) -> int:
         )
         return 0
     if not arguments:
-        raise ValueError(f"pe needs a command: {', '.join(COMMANDS)}; see pe --help")
+        raise UserValueError(f"pe needs a command: {', '.join(COMMANDS)}; see pe --help")
     name, *rest = arguments
     if name not in COMMANDS:
         kind = "pe has no option" if name.startswith("-") else "unknown command"
@@ -137,7 +137,7 @@ def _run(arguments: list[str]) -> int:
             if name.startswith("-")
             else nearest(name, COMMANDS)
         )
-        raise ValueError(f"{kind} {name!r}; {hint}")
+        raise UserValueError(f"{kind} {name!r}; {hint}")
     command = COMMANDS[name]
     return command.run(command.options.parse(rest))
 
@@ -165,7 +165,7 @@ def _expected(error: Exception) -> tuple[str, int] | None:
             else "choose a path that can be read and written"
         )
         return f"{error.filename}: {error.strerror.lower()}; {remedy}", 2
-    if isinstance(error, ValueError | TypeError | OSError | ModuleNotFoundError):
+    if isinstance(error, UserError):
         return text or type(error).__name__, 2
     return None
 

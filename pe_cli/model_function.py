@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from pe_core.errors import nearest
+from pe_core.errors import UserValueError, nearest
 from pe_parity.trace import Trace
 from pe_parity.trace_file import ABOUT, GIVEN, Given
 
@@ -33,12 +33,12 @@ def implementation(text: str) -> Callable[[Given], Trace]:
     """
     name, _, function = text.partition(":")
     if name.endswith(".py") or "/" in name:
-        raise ValueError(
+        raise UserValueError(
             f"--impl {text}: give the name of the module, not its file; for example "
             f"{_module_name(name)}"
         )
     if not all(word.isidentifier() for word in name.split(".")):
-        raise ValueError(
+        raise UserValueError(
             f"--impl {text!r} is no name of a module; write torch, flax, reference, MODULE or "
             "MODULE:FUNCTION"
         )
@@ -50,24 +50,24 @@ def implementation(text: str) -> Callable[[Given], Trace]:
         found: Any = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise ValueError(f"--impl {text}: {_told(error)}; install what it needs") from error
+            raise UserValueError(f"--impl {text}: {_told(error)}; install what it needs") from error
         hint = nearest(name, ("torch", "flax", "reference"))
         remedy = hint if hint.startswith("did you mean") else "check the name"
-        raise ValueError(
+        raise UserValueError(
             f"--impl {text}: no module of that name here or among the installed; {remedy}"
         ) from None
     except Exception as error:
-        raise ValueError(
+        raise UserValueError(
             f"--impl {text}: cannot be imported, {_told(error)}; correct it"
         ) from error
     for word in (function or FUNCTION).split("."):
         if not hasattr(found, word):
-            raise ValueError(
+            raise UserValueError(
                 f"--impl {text}: {name} has no {function or FUNCTION}; it needs {CONVENTION}"
             )
         found = getattr(found, word)
     if not callable(found):
-        raise ValueError(
+        raise UserValueError(
             f"--impl {text}: {function or FUNCTION} is no function; it needs {CONVENTION}"
         )
     return lambda given: _called(text, found, given)
@@ -80,20 +80,20 @@ def _called(text: str, function: Callable[..., Any], given: Given) -> Trace:
     try:
         found = function(given.config.to_json(), weights, given.inputs.copy(), mask)
     except Exception as error:
-        raise ValueError(f"--impl {text}: {_told(error)}; correct it") from error
+        raise UserValueError(f"--impl {text}: {_told(error)}; correct it") from error
     if not isinstance(found, dict) or not found:
         got = (
             f"a dictionary without names, {found!r}"
             if isinstance(found, dict)
             else type(found).__name__
         )
-        raise ValueError(f"--impl {text}: must return a dictionary of named arrays, got {got}")
+        raise UserValueError(f"--impl {text}: must return a dictionary of named arrays, got {got}")
     return {_checked_name(text, name): _array(text, name, value) for name, value in found.items()}
 
 
 def _checked_name(text: str, name: Any) -> str:
     if not isinstance(name, str) or not name or name == ABOUT or name.startswith((GIVEN, "/")):
-        raise ValueError(
+        raise UserValueError(
             f"--impl {text}: {name!r} cannot be the name of an array; take one such as "
             "layers.0.attention.logits"
         )
@@ -109,11 +109,11 @@ def _array(text: str, name: str, value: Any) -> np.ndarray:
         array = np.asarray(value)
         array = array.astype(np.float32) if array.dtype.name == "bfloat16" else array
     except Exception as error:
-        raise ValueError(
+        raise UserValueError(
             f"--impl {text}: {name} cannot be made an array, {_told(error)}"
         ) from error
     if array.dtype.kind not in "fiub":
-        raise ValueError(
+        raise UserValueError(
             f"--impl {text}: {name} must hold real numbers, got {type(value).__name__} of dtype "
             f"{array.dtype}"
         )

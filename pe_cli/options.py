@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader
 
-from pe_core.errors import nearest
+from pe_core.errors import UserFileNotFoundError, UserValueError, nearest
 
 # What stands for the value of an option in a help text, by the option or else by its type.
 METAVARS: Final = {
@@ -103,7 +103,7 @@ class Line:
         try:
             found = self.parser.parse_args([*words, *given])
         except ArgumentError as error:
-            raise ValueError(self._explained(error, given, stored, file)) from None
+            raise UserValueError(self._explained(error, given, stored, file)) from None
         return self.kind(**{name: getattr(found, name) for name in self.types})
 
     def names(self) -> list[str]:
@@ -190,26 +190,28 @@ class Line:
             words = given[at : at + 1] if "=" in given[at] else given[at : at + 2]
             file = words[0].partition("=")[2] if len(words) == 1 else words[1]
             if not file or file.startswith("--"):
-                raise ValueError("--config needs a value; pass a YAML or JSON file with options")
+                raise UserValueError(
+                    "--config needs a value; pass a YAML or JSON file with options"
+                )
             del given[at : at + len(words)]
         return given, file
 
     def _stored(self, file: str) -> dict[str, str]:
         """Return the options of a file as words of a command line."""
         if not Path(file).is_file():
-            raise FileNotFoundError(f"--config {file}: no such file; check the path")
+            raise UserFileNotFoundError(f"--config {file}: no such file; check the path")
         try:
             record = get_loader("yaml")(Path(file).read_text(encoding="utf-8"))
         except (
             Exception
         ) as error:  # YAML's own errors, bytes that are no text, or nesting without end
             text = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
-            raise ValueError(
+            raise UserValueError(
                 f"--config {file}: not valid YAML or JSON ({text[:160]}); correct it"
             ) from None
         if not isinstance(record, dict):
             found = "nothing" if record is None else str(record)[:40]
-            raise ValueError(
+            raise UserValueError(
                 f"--config {file}: must hold options such as epochs: 5, got {found}; write one "
                 "NAME: VALUE a line"
             )
@@ -217,12 +219,12 @@ class Line:
         for key, value in record.items():
             name = str(key).replace("-", "_")
             if name not in self.types or name in self.positionals:
-                raise ValueError(
+                raise UserValueError(
                     f"--config {file}: pe {self.command} has no option {str(key)!r}; "
                     f"{nearest(name, self.types)}"
                 )
             if isinstance(value, dict | list):
-                raise ValueError(
+                raise UserValueError(
                     f"--config {file}: {name} must be one value, got {str(value)[:40]}; write "
                     f"{name}: VALUE"
                 )

@@ -10,7 +10,7 @@ from typing import Any, Final
 from pe_cli import calibration_report, evidence
 from pe_cli.reporting import check_json, console, write_json
 from pe_core.encodings import ENCODINGS, parse_encoding
-from pe_core.errors import require_integer, require_one_of
+from pe_core.errors import UserValueError, require_integer, require_one_of
 from pe_core.model.config import PRECISIONS, ModelConfig, Precision
 from pe_core.storage.files import read_json
 from pe_core.training.backends import (
@@ -70,7 +70,7 @@ def run(options: ParityOptions) -> int:
     if options.steps is not None:
         require_integer("steps", options.steps, 1, MAX_STEPS)
         if options.depth != "run":
-            raise ValueError(
+            raise UserValueError(
                 f"--steps {options.steps} goes with --depth run, got --depth {options.depth}; "
                 "leave one of them out"
             )
@@ -160,16 +160,16 @@ def _check_report(options: ParityOptions) -> None:
         return
     for name in ("config", "encoding", "precision", "json"):
         if getattr(options, name) is not None:
-            raise ValueError(
+            raise UserValueError(
                 f"--{name} does not go with --calibrate or --report, which choose their models "
                 "themselves; leave it out"
             )
     if options.calibrate is not None and options.steps is not None:
-        raise ValueError(f"--steps {options.steps} does not go with --calibrate; leave it out")
+        raise UserValueError(f"--steps {options.steps} does not go with --calibrate; leave it out")
     if options.report is not None and (
         not options.report or (Path(options.report).exists() and not Path(options.report).is_dir())
     ):
-        raise ValueError(
+        raise UserValueError(
             f"--report needs a folder, got {options.report!r}; for example --report docs"
         )
 
@@ -182,7 +182,7 @@ def read_config(path: str) -> ModelConfig:
             record.get("model", record) if isinstance(record, dict) else record
         )
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise UserValueError(f"{path}: {error}") from None
 
 
 def _lines(one: ParityCheck) -> Iterator[str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pe_cli.reporting import check_json, console, write_json
 from pe_core.data import DATA_NAMES, Sequences, Standardisation, load, read
-from pe_core.errors import require_integer
+from pe_core.errors import UserValueError, require_integer
 from pe_core.model.config import ComputeConfig, Features
 from pe_core.storage.model_directory import CONFIG_FILE, SavedModel, load_model
 from pe_core.training.backends import (
@@ -118,7 +118,7 @@ def _details(saved: SavedModel, path: Path) -> tuple[tuple[str, ...], Standardis
         or len({name for name in names if isinstance(name, str) and name})
         != saved.config.num_classes
     ):
-        raise ValueError(
+        raise UserValueError(
             f"{path}: class_names must be {saved.config.num_classes} different names, got "
             f"{str(names)[:80]}; correct the file"
         )
@@ -127,7 +127,7 @@ def _details(saved: SavedModel, path: Path) -> tuple[tuple[str, ...], Standardis
         seed = saved.details.get("seed", 0)
         require_integer("seed", seed, 0, (1 << 63) - 1)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise UserValueError(f"{path}: {error}") from None
     return tuple(names), standardisation, seed
 
 
@@ -137,7 +137,7 @@ def _standardisation(saved: SavedModel) -> Standardisation | None:
         return None
     found, inputs = Standardisation.from_json(record), saved.config.inputs
     if not isinstance(inputs, Features) or len(found.mean) != inputs.num_features:
-        raise ValueError(
+        raise UserValueError(
             f"the standardisation has {len(found.mean)} features, the model takes {inputs}; save "
             "the model again"
         )
@@ -158,7 +158,7 @@ def _sequences(
         check_sequences(saved.config, sequences, options.data)
         if data.class_names != names:
             found = f"the classes {', '.join(data.class_names)}, the model has {', '.join(names)}"
-            raise ValueError(
+            raise UserValueError(
                 f"{options.data} has {found}; give the data that the model was trained for"
             )
         return sequences

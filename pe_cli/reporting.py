@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pe_core.errors import UserFileNotFoundError, UserPermissionError, UserValueError
 from pe_core.storage.files import write_file
 from pe_core.training.run_directory import EpochRecord
 
@@ -158,17 +159,19 @@ def check_file(option: str, path: str) -> None:
     target = Path(path)
     if not path or target.is_dir():
         example = "result.json" if option == "json" else "trace.npz"
-        raise ValueError(
+        raise UserValueError(
             f"--{option} needs the name of a file, got {path!r}{', a folder' if path else ''}; "
             f"for example {example}"
         )
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"the folder of --{option} {path} does not exist; make it first")
+        raise UserFileNotFoundError(
+            f"the folder of --{option} {path} does not exist; make it first"
+        )
     try:
         with tempfile.TemporaryFile(dir=target.parent):
             pass
     except OSError as error:
-        raise PermissionError(
+        raise UserPermissionError(
             f"the folder of --{option} {path} cannot be written to ({error.strerror}); choose "
             "another"
         ) from None
@@ -190,7 +193,7 @@ def run_folder(out: str | None, default: str) -> Path:
     """
     if out is not None:
         if not out:
-            raise ValueError("--out needs the name of a folder, got ''; for example runs/first")
+            raise UserValueError("--out needs the name of a folder, got ''; for example runs/first")
         return Path(out)
     base = Path("runs") / default
     candidate, number = base, 2

@@ -9,7 +9,7 @@ from typing import Any, Final
 from pe_cli.reporting import TrainReporter, check_json, console
 from pe_cli.train import conclude
 from pe_core.data import load, steps_per_epoch
-from pe_core.errors import require_integer, require_one_of
+from pe_core.errors import UserValueError, require_integer, require_one_of
 from pe_core.model.config import ComputeConfig, ModelConfig
 from pe_core.storage.files import SIGNATURE, require_signature
 from pe_core.storage.model_directory import is_saved
@@ -70,15 +70,15 @@ def run(options: ResumeOptions) -> int:
         require_one_of("framework", record["framework"], FRAMEWORKS)
         framework = options.framework or record["framework"]
         if unknown := set(record) - FIELDS:
-            raise ValueError(f"unknown field {min(unknown)[:40]!r}")
+            raise UserValueError(f"unknown field {min(unknown)[:40]!r}")
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserValueError(
             f"{directory.path / CONFIG_FILE} is not that of a run ({error}); restore it from a copy"
         ) from None
     require_signature(directory.path / CONFIG_FILE, record)
     require_framework(framework)
     if is_saved(directory.path / MODEL_FOLDER):
-        raise ValueError(
+        raise UserValueError(
             f"{options.run} is finished, its model is in {directory.path / MODEL_FOLDER}; train "
             "again for another run"
         )
@@ -110,5 +110,5 @@ def _source(record: Any) -> dict[str, Any]:
         or not isinstance(record.get("data"), str)
         or not isinstance(record.get("test"), str | None)
     ):
-        raise ValueError(f"source is {str(record)[:80]}")
+        raise UserValueError(f"source is {str(record)[:80]}")
     return record

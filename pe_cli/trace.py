@@ -8,7 +8,7 @@ from pathlib import Path
 from pe_cli.model_function import implementation
 from pe_cli.parity import read_config
 from pe_cli.reporting import check_file, console
-from pe_core.errors import require_integer, require_one_of
+from pe_core.errors import UserValueError, require_integer, require_one_of
 from pe_core.model.config import ComputeConfig, Precision
 from pe_core.storage.model_directory import load_model
 from pe_core.training.backends import FRAMEWORKS, count_weights, engine_type, versions
@@ -55,7 +55,7 @@ def run(options: TraceOptions) -> int:
     require_integer("seed", options.seed, 0, (1 << 63) - 1)
     compute = ComputeConfig(precision=options.precision)  # type: ignore[arg-type]  # text from outside; the config checks it
     if options.impl not in FRAMEWORKS and options.depth != "forward":
-        raise ValueError(
+        raise UserValueError(
             f"--depth {options.depth} needs --impl torch or flax, got --impl {options.impl}; "
             "take --depth forward"
         )
@@ -99,7 +99,7 @@ def _given(options: TraceOptions) -> tuple[Given, TrainConfig]:
     train = TrainConfig(seed=options.seed)
     if options.model is not None:
         if options.config is not None:
-            raise ValueError(
+            raise UserValueError(
                 f"--model {options.model} has its own config, got --config {options.config} too; "
                 "leave one of them out"
             )

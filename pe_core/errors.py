@@ -10,6 +10,40 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 
+class UserError(Exception):
+    """An error that the caller can mend: its message is one line with what, the value and the
+    remedy. Every other exception is a bug of ours.
+    """
+
+
+class UserValueError(UserError, ValueError):
+    """A value that breaks a rule."""
+
+
+class UserTypeError(UserError, TypeError):
+    """A value of the wrong type."""
+
+
+class UserMemoryError(UserError, MemoryError):
+    """More memory would be needed than there is."""
+
+
+class UserFileNotFoundError(UserError, FileNotFoundError):
+    """A file that is not there."""
+
+
+class UserFileExistsError(UserError, FileExistsError):
+    """A file or folder that is in the way."""
+
+
+class UserPermissionError(UserError, PermissionError):
+    """A file or folder that may not be read or written."""
+
+
+class UserModuleNotFoundError(UserError, ModuleNotFoundError):
+    """A package that is not installed."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint that names the nearest known name, or all of them when none is near."""
     known = sorted(known)
@@ -20,7 +54,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def require_one_of(what: str, value: object, known: Sequence[str]) -> None:
     """Raise a ValueError unless the value is one of the known names."""
     if value not in known:
-        raise ValueError(f"unknown {what} {value!r}; {nearest(str(value), known)}")
+        raise UserValueError(f"unknown {what} {value!r}; {nearest(str(value), known)}")
 
 
 def require_integer(what: str, value: object, minimum: int, maximum: int = 1 << 31) -> None:
@@ -28,9 +62,9 @@ def require_integer(what: str, value: object, minimum: int, maximum: int = 1 << 
     maximum.
     """
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{what} must be an integer, got {value!r}")
+        raise UserTypeError(f"{what} must be an integer, got {value!r}")
     if not minimum <= value <= maximum:
-        raise ValueError(f"{what} must lie in {minimum} .. {maximum}, got {value}")
+        raise UserValueError(f"{what} must lie in {minimum} .. {maximum}, got {value}")
 
 
 def require_number(
@@ -46,7 +80,7 @@ def require_number(
     .. maximum.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{what} must be a number, got {value!r}")
+        raise UserTypeError(f"{what} must be a number, got {value!r}")
     outside = (
         not minimum <= value <= maximum
         or (open_maximum and value == maximum)
@@ -56,19 +90,21 @@ def require_number(
         interval = (
             f"{'(' if open_minimum else '['}{minimum:g}, {maximum:g}{')' if open_maximum else ']'}"
         )
-        raise ValueError(f"{what} must be finite and lie in {interval}, got {value}")
+        raise UserValueError(f"{what} must be finite and lie in {interval}, got {value}")
 
 
 def require_boolean(what: str, value: object) -> None:
     """Raise a TypeError unless the value is a boolean."""
     if not isinstance(value, bool):
-        raise TypeError(f"{what} must be True or False, got {value!r}")
+        raise UserTypeError(f"{what} must be True or False, got {value!r}")
 
 
 def require_fields(kind: type, record: Any) -> dict[str, Any]:
     """Return the record as keyword arguments of a dataclass, all wrong names reported at once."""
     if not isinstance(record, dict):
-        raise ValueError(f"{kind.__name__} must be a JSON object, got {json.dumps(record)[:80]}")
+        raise UserValueError(
+            f"{kind.__name__} must be a JSON object, got {json.dumps(record)[:80]}"
+        )
     known = {field.name: field for field in fields(kind)}
     problems = [
         f"unknown field {name!r} ({nearest(name, known)})" for name in record if name not in known
@@ -80,5 +116,5 @@ def require_fields(kind: type, record: Any) -> dict[str, Any]:
     ]
     problems += [f"missing field {name!r}" for name in required if name not in record]
     if problems:
-        raise ValueError(f"{kind.__name__}: {'; '.join(problems)}")
+        raise UserValueError(f"{kind.__name__}: {'; '.join(problems)}")
     return dict(record)

@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float
 
+from pe_core.errors import UserValueError
 from pe_core.model.config import ComputeConfig, Features, ModelConfig
 from pe_core.model.initial import draw
 from pe_core.model.inputs import Described, check_call
@@ -108,7 +109,7 @@ class Encoder(nnx.Module):
 
     def _build(self, config: ModelConfig, seed: int, compute: ComputeConfig) -> None:
         if compute.precision == "float64" and not jax.config.read("jax_enable_x64"):
-            raise ValueError(
+            raise UserValueError(
                 "precision 'float64' is off in JAX; switch it on with "
                 "jax.config.update('jax_enable_x64', True)"
             )

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jax import Array
 
+from pe_core.errors import UserValueError
 from pe_core.model.config import ModelConfig
 from pe_core.model.parameters import parameters
 from pe_core.training.config import CLIP_EPSILON, TrainConfig
@@ -68,7 +69,7 @@ def adam(
         gradients: optax.Updates, state: AdamState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, AdamState]:
         if params is None and weight_decay:
-            raise ValueError(
+            raise UserValueError(
                 f"weight_decay={weight_decay} needs the weights; call update(gradients, state, "
                 "params)"
             )

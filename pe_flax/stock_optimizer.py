@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from pe_core.errors import UserValueError
 from pe_core.model.parameters import parameters
 from pe_core.storage.model_directory import check_arrays
 from pe_core.training.state import COUNT, FIRST, SECOND, WEIGHTS, state_parts
@@ -42,7 +43,7 @@ def import_adam(model: SequenceClassifier, optimizer: nnx.Optimizer) -> dict[str
     counts = {name: int(counter[...]) for name, counter in counters.items()}
     if len(set(counts.values())) > 1:
         low, high = (choose(counts, key=lambda name: counts[name]) for choose in (min, max))
-        raise ValueError(
+        raise UserValueError(
             f"counts differ: {counts[low]} in {low}, {counts[high]} in {high}; set all to the "
             "number of steps that were taken"
         )
@@ -87,7 +88,7 @@ def _adam(
     states = dict(_states(optimizer.opt_state, "opt_state"))
     found = [where for where, state in states.items() if hasattr(state, "mu")]
     if len(found) != 1:
-        raise ValueError(
+        raise UserValueError(
             f"the optimizer has {len(found)} states of Adam, in "
             f"{', '.join(found) or 'opt_state'}; make it with one"
         )
@@ -109,7 +110,7 @@ def _adam(
         for name, (variable, _) in held.items():
             needed = weights[name][0].dtype
             if variable.dtype != needed:
-                raise ValueError(
+                raise UserValueError(
                     f"{where}.{field} of {name} is {variable.dtype}, its weight is {needed}; "
                     "leave mu_dtype at None"
                 )
@@ -137,7 +138,7 @@ def _states(state: Any, where: str) -> Iterator[tuple[str, Any]]:
             yield from _states(item, f"{where}.hyperparams_states[{name!r}]")
         yield from _states(state.inner_state, f"{where}.inner_state")
     elif jax.tree.leaves(state):
-        raise ValueError(
+        raise UserValueError(
             f"{where} is {type(state).__name__}, whose state does not travel; use optax.adam or "
             "adamw, alone or in a chain with"
             " clipping, decay and schedules"

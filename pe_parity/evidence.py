@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from pe_core.errors import UserValueError
 from pe_core.storage.files import read_object, write_file
 
 EVIDENCE_FOLDER: Final = "evidence"
@@ -87,7 +88,7 @@ def read_sections(folder: Path) -> list[Section]:
             try:
                 found.append(Section(**read_object(path)))
             except TypeError as error:
-                raise ValueError(
+                raise UserValueError(
                     f"{path} is not a section of the report ({error}); measure it again with "
                     f"{SECTIONS[name]}"
                 ) from None

@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from pe_core.encodings import LearnedTable
+from pe_core.errors import UserValueError
 from pe_core.model.config import ModelConfig, Tokens
 from pe_core.model.inputs import Described, check_call, require_positions_fit, require_tokens_fit
 from pe_core.model.parameters import parameters
@@ -99,12 +100,12 @@ def read_trace(path: Path) -> TraceFile:
         if name != ABOUT and not name.startswith(GIVEN)
     }
     if not trace:
-        raise ValueError(
+        raise UserValueError(
             f"{path}: holds no named arrays; write it with `pe trace`, or numpy.savez(file, **taps)"
         )
     for name, array in trace.items():
         if array.dtype.kind not in "fiub":
-            raise ValueError(
+            raise UserValueError(
                 f"{path}: {name} must hold real numbers, got dtype {array.dtype}; save it as "
                 "float32 or float64"
             )
@@ -121,7 +122,7 @@ def _about(path: Path, text: np.ndarray) -> dict[str, Any]:
         about = None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         found = about.get("format") if isinstance(about, dict) else "no JSON"
-        raise ValueError(
+        raise UserValueError(
             f"{path}: {ABOUT} has format {found!r}, this version reads format {FORMAT}; trace it "
             "again"
         )
@@ -141,7 +142,7 @@ def _given(path: Path, about: dict[str, Any], arrays: Mapping[str, np.ndarray]) 
         config = ModelConfig.from_json(about["model"])
         check_arrays(parameters(config), weights, "the weights")
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise UserValueError(f"{path}: {error}") from None
     odd = [name for name, array in weights.items() if array.dtype.kind != "f"]
     if odd or inputs is None:
         what = (
@@ -149,11 +150,11 @@ def _given(path: Path, about: dict[str, Any], arrays: Mapping[str, np.ndarray]) 
             if odd
             else f"{GIVEN}inputs are missing"
         )
-        raise ValueError(f"{path}: {what}; trace it again")
+        raise UserValueError(f"{path}: {what}; trace it again")
     try:
         _check_inputs(config, inputs, mask)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise UserValueError(f"{path}: {error}") from None
     return Given(config, weights, inputs, mask)
 
 

@@ -8,6 +8,7 @@ from typing import Any, cast, overload
 import torch
 from torch import Tensor, nn
 
+from pe_core.errors import UserValueError
 from pe_core.model.config import ModelConfig
 from pe_core.model.parameters import parameters
 from pe_core.training.config import TrainConfig
@@ -74,7 +75,7 @@ class Adam(torch.optim.AdamW):
         """
         require_plain(state_dict["param_groups"])
         if not all("count" in group for group in state_dict["param_groups"]):
-            raise ValueError(
+            raise UserValueError(
                 "the state has no count, so it is not of pe_torch.Adam; load it into "
                 "torch.optim.AdamW and use import_adam"
             )
@@ -130,12 +131,12 @@ def require_plain(groups: Iterable[Mapping[str, Any]]) -> None:
     for number, group in enumerate(groups):
         for option in ("amsgrad", "maximize"):
             if group.get(option):
-                raise ValueError(
+                raise UserValueError(
                     f"group {number} of the optimizer has {option}=True, which is not supported; "
                     f"train it with {option}=False"
                 )
         if group["weight_decay"] and not group.get("decoupled_weight_decay", True):
-            raise ValueError(
+            raise UserValueError(
                 f"group {number} of the optimizer has weight_decay={group['weight_decay']} in "
                 "the gradient, which is not supported;"
                 " use torch.optim.AdamW"

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pe_core.errors import UserValueError
 from pe_core.model.parameters import parameters
 from pe_core.training.state import COUNT, WEIGHTS, state_parts
 from pe_torch.encoder import SequenceClassifier
@@ -44,14 +45,14 @@ def import_adam(
     }
     missing = [name for name in live if name not in states]
     if missing and any(optimizer.state.values()):
-        raise ValueError(
+        raise UserValueError(
             f"the optimizer has no state for {', '.join(missing)}; give every weight a gradient "
             "before the first step"
         )
     steps = {name: float(state["step"]) for name, state in states.items()}
     if len(set(steps.values())) > 1:
         low, high = (choose(steps, key=lambda name: steps[name]) for choose in (min, max))
-        raise ValueError(
+        raise UserValueError(
             f"steps differ: {steps[low]:g} of {low}, {steps[high]:g} of {high}; give every "
             "weight a gradient at every step"
         )
@@ -117,7 +118,7 @@ def _weights(
 ) -> dict[str, nn.Parameter]:
     """The weights by name, once the optimizer is known to be a plain Adam over exactly them."""
     if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
-        raise ValueError(
+        raise UserValueError(
             f"the optimizer is {type(optimizer).__name__}, its state is not Adam's; pass a "
             "torch.optim.Adam or AdamW"
         )
@@ -131,20 +132,20 @@ def _weights(
         labels = group.get("param_names", [None] * len(group["params"]))
         for weight, label in zip(group["params"], labels, strict=True):
             if id(weight) not in names:
-                raise ValueError(
+                raise UserValueError(
                     f"the optimizer holds a weight of shape {tuple(weight.shape)} that is not "
                     "the model's;"
                     " make it over model.named_parameters()"
                 )
             if label not in (None, names[id(weight)]):
-                raise ValueError(
+                raise UserValueError(
                     f"the state of {names[id(weight)]} was saved for {label}; torch loads by index:"
                     " make the optimizer over the weights in the order that was saved"
                 )
             held.add(names[id(weight)])
     missing = [name for name in live if name not in held]
     if missing:
-        raise ValueError(
+        raise UserValueError(
             f"the optimizer does not hold {', '.join(missing)}; make it over "
             "model.named_parameters()"
         )
@@ -158,7 +159,7 @@ def _moment(name: str, weight: nn.Parameter, key: str, moment: torch.Tensor) -> 
             f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
             for tensor in (moment, weight)
         )
-        raise ValueError(
+        raise UserValueError(
             f"{key} of {name} is {found}, its weight is {needed}; load the state of this model"
         )
     return moment

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, Integer
 
 from pe_core.data.sequences import Sequences, checked_indices
+from pe_core.errors import UserValueError
 from pe_core.model.random import ORDER, derive, permutation
 
 
@@ -38,7 +39,7 @@ def epoch_order(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " count"
         ValueError: the epoch is outside 0 .. 2**32 - 1.
     """
     if not 0 <= epoch < 1 << 32:
-        raise ValueError(f"epoch must lie in 0 .. 2**32 - 1, got {epoch}; count epochs from 0")
+        raise UserValueError(f"epoch must lie in 0 .. 2**32 - 1, got {epoch}; count epochs from 0")
     return permutation(derive(seed, ORDER, epoch), count)
 
 
@@ -49,11 +50,11 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
         ValueError: the batch size or the count is less than 1.
     """
     if batch_size < 1:
-        raise ValueError(
+        raise UserValueError(
             f"batch_size must be at least 1, got {batch_size}; pass a positive integer"
         )
     if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}; pass at least one example")
+        raise UserValueError(f"count must be at least 1, got {count}; pass at least one example")
     return -(-count // batch_size)
 
 
@@ -70,7 +71,7 @@ def batch_at(
     """
     steps = steps_per_epoch(len(order), batch_size)
     if not 0 <= step < steps:
-        raise ValueError(
+        raise UserValueError(
             f"step must lie in 0 .. {steps - 1}, got {step}; an epoch has {steps} steps of "
             f"{batch_size}"
         )
@@ -108,7 +109,7 @@ def batches(
     taken = np.arange(sequences.count) if order is None else checked_indices(order, sequences.count)
     steps = steps_per_epoch(len(taken), batch_size)
     if not 0 <= start <= steps:
-        raise ValueError(
+        raise UserValueError(
             f"start must lie in 0 .. {steps}, got {start}; an epoch has {steps} steps of "
             f"{batch_size}"
         )

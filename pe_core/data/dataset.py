@@ -12,6 +12,7 @@ from jaxtyping import Int64
 
 from pe_core.data.sequences import Sequences
 from pe_core.data.standardisation import Standardisation
+from pe_core.errors import UserValueError
 from pe_core.model.random import SPLIT, derive, permutation
 
 
@@ -39,24 +40,24 @@ class Dataset:
     def __post_init__(self) -> None:
         for part, sequences in self.parts.items():
             if sequences.labels is None:
-                raise ValueError(
+                raise UserValueError(
                     f"the {part} part of {self.name} has no labels; add labels, or use the data "
                     "for prediction only"
                 )
             if sequences.num_features != self.train.num_features:
-                raise ValueError(
+                raise UserValueError(
                     f"the {part} part of {self.name} has {_features(sequences)}, the train part "
                     f"{_features(self.train)}; give both the same"
                 )
             if sequences.class_names != self.train.class_names:
-                raise ValueError(
+                raise UserValueError(
                     f"the {part} part of {self.name} has classes "
                     f"{', '.join(sequences.class_names)}, the train part "
                     f"{', '.join(self.train.class_names)}; give both the same, in the same order"
                 )
         present = np.unique(np.asarray(self.train.labels))
         if len(present) < 2:
-            raise ValueError(
+            raise UserValueError(
                 f"the train part of {self.name} holds one class only, "
                 f"{self.class_names[present[0]]!r}; give it examples of two or more"
             )
@@ -93,7 +94,7 @@ class Dataset:
 def check_fraction(validation_fraction: float) -> None:
     """Refuse a validation fraction outside the open interval (0, 1)."""
     if not 0.0 < validation_fraction < 1.0:
-        raise ValueError(
+        raise UserValueError(
             f"validation_fraction must lie between 0 and 1, got {validation_fraction}; for "
             "example 0.2"
         )
@@ -107,7 +108,7 @@ def part_count(fraction: float, count: int, what: str) -> int:
         ValueError: there are fewer than two examples.
     """
     if count < 2:
-        raise ValueError(
+        raise UserValueError(
             f"{what} has {count} example; a training and a validation part need at least 2; add "
             "examples"
         )

@@ -14,6 +14,7 @@ from pe_core.data.sequences import Sequences
 from pe_core.data.standardisation import Standardisation
 from pe_core.data.tasks import digits, dummy, order
 from pe_core.data.ts import read_ts
+from pe_core.errors import UserValueError
 
 DATA_NAMES: Final = ("dummy", "order", "digits", "digits64")
 VALIDATION_FRACTION: Final = 0.2
@@ -44,7 +45,7 @@ def load(
     check_fraction(validation_fraction)
     if isinstance(data, str) and data in DATA_NAMES:
         if test is not None:
-            raise ValueError(
+            raise UserValueError(
                 f"a test file does not go with {data}, got {test}; leave it out, or give a "
                 "training file too"
             )
@@ -53,7 +54,7 @@ def load(
                 seed, steps=8 if data == "digits" else 64, validation_fraction=validation_fraction
             )
         if validation_fraction != VALIDATION_FRACTION:
-            raise ValueError(
+            raise UserValueError(
                 f"{data} has parts of fixed size, got validation_fraction {validation_fraction}; "
                 "leave it out"
             )
@@ -92,13 +93,13 @@ def _reading(data: str | Path) -> Reading:
     if reader is not None:
         return reader(path)
     if path.suffix or path.name != str(data):
-        raise ValueError(
+        raise UserValueError(
             f"{data}: a data file must end in .npz or .ts, got {path.suffix or 'no ending'!r}; "
             "convert it, for example with numpy.savez"
         )
     nearest = difflib.get_close_matches(str(data).lower(), DATA_NAMES, n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else "choose one of them, or give a file"
-    raise ValueError(
+    raise UserValueError(
         f"unknown data {str(data)!r}, the names are {', '.join(DATA_NAMES)} or a path ending in "
         f".npz or .ts; {hint}"
     )
@@ -108,17 +109,17 @@ def _from_files(
     train: Reading, test: Reading | None, seed: int, validation_fraction: float
 ) -> Dataset:
     if train.labels is None:
-        raise ValueError(
+        raise UserValueError(
             f"{train.path}: has no labels to train on; add labels, or use the file for "
             "prediction only"
         )
     if test is not None and test.labels is None:
-        raise ValueError(
+        raise UserValueError(
             f"{test.path}: has no labels to test against; add labels, or use the file for "
             "prediction only"
         )
     if test is not None and test.num_features != train.num_features:
-        raise ValueError(
+        raise UserValueError(
             f"{test.path}: has {_features(test)}, the training file has {_features(train)}; give "
             "both the same"
         )

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from pe_core.data.reading import Reading, right_padded_mask, sorted_names
+from pe_core.errors import UserTypeError, UserValueError
 from pe_core.storage.archive import read_archive
 
 ARRAYS: Final = ("inputs", "labels", "mask", "lengths")
@@ -36,12 +37,12 @@ def read_npz(path: Path) -> Reading:
     if inputs.ndim == 2 and inputs.dtype.kind == "f":
         inputs = inputs[..., None]
     if inputs.ndim not in (2, 3) or 0 in inputs.shape:
-        raise ValueError(
+        raise UserValueError(
             f"{path}: inputs must have shape (count, length, num_features) or (count, length), "
             f"none of them 0, got {inputs.shape}; reshape"
         )
     if "mask" in arrays and "lengths" in arrays:
-        raise ValueError(f"{path}: holds both mask and lengths; keep one of them")
+        raise UserValueError(f"{path}: holds both mask and lengths; keep one of them")
     mask = (
         _mask_of_lengths(path, arrays["lengths"], inputs)
         if "lengths" in arrays
@@ -56,12 +57,12 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
     if unknown:
         nearest = difflib.get_close_matches(unknown[0], ARRAYS, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else "remove it"
-        raise ValueError(
+        raise UserValueError(
             f"{path}: unknown array {', '.join(unknown)}, the known ones are "
             f"{', '.join(ARRAYS)}; {hint}"
         )
     if "inputs" not in names:
-        raise ValueError(
+        raise UserValueError(
             f"{path}: has no array inputs, only {', '.join(names) or 'nothing'}; save the "
             "sequences under that name"
         )
@@ -72,14 +73,14 @@ def _mask_of_lengths(
 ) -> Bool[np.ndarray, "count length"] | None:
     count, length = inputs.shape[:2]
     if lengths.dtype.kind not in "iu" or lengths.shape != (count,):
-        raise ValueError(
+        raise UserValueError(
             f"{path}: lengths must be integers of shape ({count},), got {lengths.dtype} "
             f"{lengths.shape}; give one per example"
         )
     outside = (lengths < 1) | (lengths > length)
     if outside.any():
         row = int(np.argmax(outside))
-        raise ValueError(
+        raise UserValueError(
             f"{path}: length {lengths[row]} of example {row} is outside 1 .. {length}; correct "
             "it, or remove the example"
         )
@@ -88,12 +89,12 @@ def _mask_of_lengths(
 
 def _labels(path: Path, labels: np.ndarray, count: int) -> tuple[str, ...]:
     if labels.dtype.kind not in "iuU":
-        raise TypeError(
+        raise UserTypeError(
             f"{path}: labels must be integers or strings, got dtype {labels.dtype}; convert "
             "them, for example labels.astype(int)"
         )
     if labels.shape != (count,):
-        raise ValueError(
+        raise UserValueError(
             f"{path}: labels {labels.shape} do not fit {count} examples; give one label per "
             f"example, shape ({count},)"
         )

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int32, Integer, Num
 
 from pe_core.data.sequences import Sequences
+from pe_core.errors import UserValueError
 
 LISTED_NAMES = 20
 
@@ -91,7 +92,7 @@ class Reading:
             else np.asarray(fill, np.float64)
         )
         if values is None or values.shape != (self.num_features,):
-            raise ValueError(
+            raise UserValueError(
                 f"fill must hold {self.num_features} numbers, got {fill!r}; give one per feature"
             )
         return np.where(self.missing[:, None, :], values, self.inputs)
@@ -113,7 +114,7 @@ class Reading:
                 listed = ", ".join(names[:LISTED_NAMES]) + (
                     ", ..." if len(names) > LISTED_NAMES else ""
                 )
-                raise ValueError(
+                raise UserValueError(
                     f"{self.path}, {place}: label {label!r} is not among the classes {listed}; "
                     "correct it, or leave the example out"
                 )

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, Integer, Num
 
+from pe_core.errors import UserTypeError, UserValueError
+
 TOKEN_LIMIT = 1 << 31
 
 
@@ -90,7 +92,7 @@ class Sequences:
         """
         indices = checked_indices(indices, self.count)
         if not len(indices):
-            raise ValueError("indices are empty; take at least one example")
+            raise UserValueError("indices are empty; take at least one example")
         labels = None if self.labels is None else self.labels[indices]
         mask = None if self.mask is None else self.mask[indices]
         return Sequences(self.inputs[indices], labels, mask, self.class_names)
@@ -102,13 +104,13 @@ def checked_indices(indices: np.ndarray, count: int) -> Int64[np.ndarray, " take
     """
     indices = np.asarray(indices)
     if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
-        raise TypeError(
+        raise UserTypeError(
             f"indices must be integers of shape (count,), got {indices.dtype} {indices.shape}; "
             "pass an integer array"
         )
     if indices.size and not (0 <= indices.min() and indices.max() < count):
         outside = indices[(indices < 0) | (indices >= count)][0]
-        raise ValueError(
+        raise UserValueError(
             f"index {outside} is outside 0 .. {count - 1}; pass indices of existing examples"
         )
     return indices.astype(np.int64)
@@ -122,27 +124,27 @@ def _read_only(array: np.ndarray) -> np.ndarray:
 
 def _checked_inputs(inputs: Any) -> Num[np.ndarray, "..."]:
     if not isinstance(inputs, np.ndarray):
-        raise TypeError(
+        raise UserTypeError(
             f"inputs must be a NumPy array, got {type(inputs).__name__}; convert them with "
             "numpy.asarray"
         )
     if inputs.dtype.kind not in "fiu":
-        raise TypeError(
+        raise UserTypeError(
             f"inputs must be real numbers, got dtype {inputs.dtype}; convert them to float32, or "
             "to int32 for tokens"
         )
     if inputs.ndim == 2 and inputs.dtype.kind == "f":
-        raise ValueError(
+        raise UserValueError(
             f"inputs {inputs.shape} of dtype {inputs.dtype} have no feature axis; pass "
             "inputs[..., None], or int32 for tokens"
         )
     if inputs.ndim not in (2, 3):
-        raise ValueError(
+        raise UserValueError(
             "inputs must have shape (count, length, num_features), or (count, length) for "
             f"tokens, got {inputs.shape}; reshape"
         )
     if 0 in inputs.shape:
-        raise ValueError(
+        raise UserValueError(
             f"inputs are empty, shape {inputs.shape}; pass at least one example, one step and "
             "one feature"
         )
@@ -152,18 +154,18 @@ def _checked_inputs(inputs: Any) -> Num[np.ndarray, "..."]:
 def _checked_mask(mask: Any, inputs: np.ndarray) -> Bool[np.ndarray, "count length"]:
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
         got = f"dtype {mask.dtype}" if isinstance(mask, np.ndarray) else type(mask).__name__
-        raise TypeError(
+        raise UserTypeError(
             f"mask must be a bool array, True = real step, got {got}; convert it, for example "
             "mask.astype(bool)"
         )
     if mask.shape != inputs.shape[:2]:
-        raise ValueError(
+        raise UserValueError(
             f"mask {mask.shape} does not fit inputs {inputs.shape}; its shape must be "
             f"{inputs.shape[:2]}"
         )
     if not mask.any(axis=1).all():
         row = int(np.argmin(mask.any(axis=1)))
-        raise ValueError(
+        raise UserValueError(
             f"example {row} has no real step, its mask is False throughout; remove the example"
         )
     return mask
@@ -171,33 +173,35 @@ def _checked_mask(mask: Any, inputs: np.ndarray) -> Bool[np.ndarray, "count leng
 
 def _checked_names(names: Any) -> tuple[str, ...]:
     if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
-        raise TypeError(
+        raise UserTypeError(
             f"class_names must be a tuple of non-empty strings, got {names!r}; pass one name per "
             "class"
         )
     repeated = sorted({name for name in names if list(names).count(name) > 1})
     if repeated:
-        raise ValueError(f"class_names repeat {', '.join(repeated)}; give each class its own name")
+        raise UserValueError(
+            f"class_names repeat {', '.join(repeated)}; give each class its own name"
+        )
     return tuple(names)
 
 
 def _checked_labels(labels: Any, count: int, names: tuple[str, ...]) -> Int32[np.ndarray, " count"]:
     if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
         got = f"dtype {labels.dtype}" if isinstance(labels, np.ndarray) else type(labels).__name__
-        raise TypeError(
+        raise UserTypeError(
             f"labels must be an integer array, got {got}; pass the index of each example's class"
         )
     if labels.shape != (count,):
-        raise ValueError(
+        raise UserValueError(
             f"labels {labels.shape} do not fit {count} examples; pass one label per example, "
             f"shape ({count},)"
         )
     if not names:
-        raise ValueError("labels are given but class_names are not; pass a name for each class")
+        raise UserValueError("labels are given but class_names are not; pass a name for each class")
     outside = (labels < 0) | (labels >= len(names))
     if outside.any():
         row = int(np.argmax(outside))
-        raise ValueError(
+        raise UserValueError(
             f"label {labels[row]} of example {row} is outside 0 .. {len(names) - 1}; correct it, "
             "or name its class in class_names"
         )
@@ -215,7 +219,7 @@ def _converted_features(
     if not np.isfinite(converted).all():
         row, step, feature = (int(index) for index in np.argwhere(~np.isfinite(converted))[0])
         value = inputs[row, step, feature]
-        raise ValueError(
+        raise UserValueError(
             f"inputs hold {value} in example {row}, step {step}, feature {feature}; a real step "
             "must be finite in float32: "
             "mark it as padding in the mask, or impute it"
@@ -230,7 +234,7 @@ def _converted_tokens(
     outside = (kept < 0) | (kept >= TOKEN_LIMIT)
     if outside.any():
         row, step = (int(index) for index in np.argwhere(outside)[0])
-        raise ValueError(
+        raise UserValueError(
             f"token {inputs[row, step]} in example {row}, step {step} is outside 0 .. 2**31 - 1; "
             "number the tokens from 0, or mark the step as padding in the mask"
         )

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from pe_core.data.sequences import Sequences
+from pe_core.errors import UserTypeError, UserValueError
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,13 @@ class Standardisation:
         object.__setattr__(self, "mean", _checked_numbers("mean", self.mean))
         object.__setattr__(self, "scale", _checked_numbers("scale", self.scale))
         if len(self.mean) != len(self.scale):
-            raise ValueError(
+            raise UserValueError(
                 f"mean has {len(self.mean)} entries and scale has {len(self.scale)}; give both "
                 "one number per feature"
             )
         for feature, scale in enumerate(self.scale):
             if scale <= 0.0:
-                raise ValueError(
+                raise UserValueError(
                     f"scale of feature {feature} is {scale}; it must be positive, 1 for a "
                     "constant feature"
                 )
@@ -76,7 +77,7 @@ class Standardisation:
         """
         _refuse_tokens(sequences)
         if sequences.num_features != len(self.mean):
-            raise ValueError(
+            raise UserValueError(
                 f"sequences have {sequences.num_features} features, the standardisation "
                 f"{len(self.mean)}; use data with as many"
             )
@@ -98,12 +99,12 @@ class Standardisation:
             ValueError: missing or unknown keys, or numbers that the class refuses.
         """
         if not isinstance(data, Mapping):
-            raise TypeError(
+            raise UserTypeError(
                 "a standardisation must be a dictionary with the keys mean and scale, got "
                 f"{type(data).__name__}; use to_json"
             )
         if set(data) != {"mean", "scale"}:
-            raise ValueError(
+            raise UserValueError(
                 "a standardisation must have the keys mean and scale, got "
                 f"{sorted(map(str, data))}; write it with to_json"
             )
@@ -122,17 +123,19 @@ def real_steps(sequences: Sequences) -> Float32[np.ndarray, "steps features"]:
 
 def _refuse_tokens(sequences: Sequences) -> None:
     if sequences.num_features is None:
-        raise ValueError(
+        raise UserValueError(
             "tokens cannot be standardised, inputs are int32; standardise float features only"
         )
 
 
 def _checked_numbers(field: str, numbers: Any) -> tuple[float, ...]:
     if not isinstance(numbers, list | tuple | np.ndarray) or not len(numbers):
-        raise TypeError(f"{field} must be a list of numbers, got {numbers!r}; give one per feature")
+        raise UserTypeError(
+            f"{field} must be a list of numbers, got {numbers!r}; give one per feature"
+        )
     for feature, number in enumerate(numbers):
         if isinstance(number, bool) or not isinstance(number, int | float | np.number):
-            raise TypeError(f"{field} of feature {feature} is {number!r}; it must be a number")
+            raise UserTypeError(f"{field} of feature {feature} is {number!r}; it must be a number")
         if not math.isfinite(number):
-            raise ValueError(f"{field} of feature {feature} is {number}; it must be finite")
+            raise UserValueError(f"{field} of feature {feature} is {number}; it must be finite")
     return tuple(float(number) for number in numbers)

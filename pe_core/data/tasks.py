@@ -15,6 +15,7 @@ from jaxtyping import Float32, Float64, Int64
 from pe_core.data.dataset import Dataset, check_fraction, part_count, split_order
 from pe_core.data.sequences import Sequences
 from pe_core.data.standardisation import Standardisation
+from pe_core.errors import UserModuleNotFoundError, UserValueError
 from pe_core.model.random import DATA, Key, bits, derive, normal, permutation, uniform
 
 LENGTH: Final = 10
@@ -101,14 +102,14 @@ def swapped(sequences: Sequences, seed: int = 0) -> Sequences:
         ValueError: an example does not hold each of this seed's markers once.
     """
     if sequences.num_features != NUM_FEATURES:
-        raise ValueError(
+        raise UserValueError(
             f"examples of order have {NUM_FEATURES} features, got inputs "
             f"{sequences.inputs.shape}; pass examples of order({seed})"
         )
     found = (sequences.inputs[:, None] == order_markers(seed)[None, :, None]).all(axis=-1)
     if not (found.sum(axis=-1) == 1).all():
         row = int(np.argmin((found.sum(axis=-1) == 1).all(axis=-1)))
-        raise ValueError(
+        raise UserValueError(
             f"example {row} does not hold both markers of seed {seed} once; pass examples of "
             f"order({seed})"
         )
@@ -134,12 +135,12 @@ def digits(seed: int = 0, *, steps: int = 8, validation_fraction: float = 0.2) -
         ValueError: `steps` is neither 8 nor 64, or the fraction is outside (0, 1).
     """
     if steps not in (8, 64):
-        raise ValueError(f"digits come as 8 or 64 steps, got {steps}; pass steps=8 or steps=64")
+        raise UserValueError(f"digits come as 8 or 64 steps, got {steps}; pass steps=8 or steps=64")
     check_fraction(validation_fraction)
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(
+        raise UserModuleNotFoundError(
             "the digits data need scikit-learn; install positional-encoding[data]"
         ) from None
     bundle = load_digits()

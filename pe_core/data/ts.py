@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from pe_core.data.reading import Reading, right_padded_mask, sorted_names
+from pe_core.errors import UserFileNotFoundError, UserValueError
 
 COMMENTS: Final = ("#", "%")
 TAGS: Final = (
@@ -70,7 +71,7 @@ def read_ts(path: Path) -> Reading:
         labels.append(label.strip())
         numbers.append(number)
     if not examples:
-        raise ValueError(f"{path}: no data after @data; add one line per example")
+        raise UserValueError(f"{path}: no data after @data; add one line per example")
     names = (header.class_names or sorted_names(labels)) if header.labelled else ()
     return _reading(
         path, examples, tuple(labels) if header.labelled else None, names, tuple(numbers)
@@ -79,7 +80,7 @@ def read_ts(path: Path) -> Reading:
 
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; check the path")
+        raise UserFileNotFoundError(f"{path}: no such file; check the path")
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
@@ -96,32 +97,34 @@ def _header(path: Path, lines: list[str]) -> _Header:
         if not line or line.startswith(COMMENTS):
             continue
         if not line.startswith("@"):
-            raise ValueError(
+            raise UserValueError(
                 f"{path}, line {number}: expected a header line such as @classLabel, got "
                 f"{line[:40]!r}; put data after @data"
             )
         tag, *words = line[1:].split() or [""]
         if tag.lower() == "data":
             if words:
-                raise ValueError(
+                raise UserValueError(
                     f"{path}, line {number}: @data must stand alone; start the data on the next "
                     "line"
                 )
             return _checked_header(path, tags, number)
         name = {"dimension": "dimensions"}.get(tag.lower(), tag.lower())
         if name in TAGS and name in tags and tags[name][0] != words:
-            raise ValueError(
+            raise UserValueError(
                 f"{path}, line {number}: @{tag} stands twice, with different values; keep one"
             )
         tags[name] = (words, f"{path}, line {number}")
-    raise ValueError(f"{path}: has no @data line; is it a .ts file of the UCR and UEA archives?")
+    raise UserValueError(
+        f"{path}: has no @data line; is it a .ts file of the UCR and UEA archives?"
+    )
 
 
 def _checked_header(path: Path, tags: dict[str, tuple[list[str], str]], end: int) -> _Header:
     def truth(name: str) -> bool:
         words, where = tags.get(name, (["false"], ""))
         if not words or words[0].lower() not in ("true", "false"):
-            raise ValueError(
+            raise UserValueError(
                 f"{where}: @{name} must be true or false, got {' '.join(words) or 'nothing'!r}; "
                 "correct the header"
             )
@@ -132,31 +135,31 @@ def _checked_header(path: Path, tags: dict[str, tuple[list[str], str]], end: int
         if words is None:
             return None
         if len(words) != 1 or not words[0].isdecimal():
-            raise ValueError(
+            raise UserValueError(
                 f"{where}: @{name} must be a whole number, got {' '.join(words) or 'nothing'!r}; "
                 "correct the header"
             )
         return int(words[0])
 
     if truth("timestamps"):
-        raise ValueError(
+        raise UserValueError(
             f"{tags['timestamps'][1]}: time stamps are not supported; write the values alone, "
             "evenly spaced, with @timeStamps false"
         )
     if truth("targetlabel"):
-        raise ValueError(
+        raise UserValueError(
             f"{tags['targetlabel'][1]}: a regression target is not supported; use a "
             "classification problem, with @classLabel"
         )
     if "classlabel" not in tags and "targetlabel" not in tags:
-        raise ValueError(
+        raise UserValueError(
             f"{path}: has no @classLabel line; add @classLabel true NAME NAME ..., or "
             "@classLabel false if there are no labels"
         )
     labelled = truth("classlabel")
     names = tuple(tags["classlabel"][0][1:]) if labelled else ()
     if len(set(names)) < len(names):
-        raise ValueError(
+        raise UserValueError(
             f"{tags['classlabel'][1]}: @classLabel names a class twice, {' '.join(names)}; name "
             "each once"
         )
@@ -175,17 +178,17 @@ def _example(
     where: str, fields: list[str], header: _Header
 ) -> Float64[np.ndarray, "dimensions steps"]:
     if not fields:
-        raise ValueError(
+        raise UserValueError(
             f"{where}: expected values, a colon and a class label; add the label, or write "
             "@classLabel false"
         )
     if header.univariate and len(fields) > 1:
-        raise ValueError(
+        raise UserValueError(
             f"{where}: {len(fields)} dimensions, but the header says @univariate true; correct "
             "one of them"
         )
     if header.dimensions not in (None, len(fields)):
-        raise ValueError(
+        raise UserValueError(
             f"{where}: {len(fields)} dimensions, but the header says @dimensions "
             f"{header.dimensions}; correct one of them"
         )
@@ -195,12 +198,12 @@ def _example(
     ]
     for dimension, values in enumerate(series, 1):
         if len(values) != len(series[0]):
-            raise ValueError(
+            raise UserValueError(
                 f"{where}: dimension {dimension} has {len(values)} values, dimension 1 has "
                 f"{len(series[0])}; give all the same length"
             )
     if header.equal_length and header.series_length not in (None, len(series[0])):
-        raise ValueError(
+        raise UserValueError(
             f"{where}: {len(series[0])} values, but the header says @seriesLength "
             f"{header.series_length}; correct one of them"
         )
@@ -212,11 +215,11 @@ def _values(where: str, field: str) -> list[float]:
         values = list(map(float, field.replace("?", "nan").split(",")))
     except ValueError:
         wrong = next(word for word in field.split(",") if not _is_number(word.replace("?", "nan")))
-        raise ValueError(
+        raise UserValueError(
             f"{where}: {wrong.strip()[:40]!r} is not a number; write ? for a missing value"
         ) from None
     if math.inf in values or -math.inf in values:
-        raise ValueError(f"{where}: an infinite value; write ? for a missing value")
+        raise UserValueError(f"{where}: an infinite value; write ? for a missing value")
     return values
 
 
@@ -230,12 +233,12 @@ def _is_number(word: str) -> bool:
 
 def _check_alike(where: str, example: np.ndarray, first: np.ndarray, header: _Header) -> None:
     if len(example) != len(first):
-        raise ValueError(
+        raise UserValueError(
             f"{where}: {len(example)} dimensions, the first example has {len(first)}; give all "
             "examples the same"
         )
     if header.equal_length and example.shape[1] != first.shape[1]:
-        raise ValueError(
+        raise UserValueError(
             f"{where}: {example.shape[1]} values, the first example has {first.shape[1]}; "
             "complete the line, or write @equalLength false"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from pe_core.errors import nearest, require_integer, require_number, require_one_of
+from pe_core.errors import UserValueError, nearest, require_integer, require_number, require_one_of
 
 Layers = Literal["first", "all"]
 Layout = Literal["interleaved", "half", "tensor2tensor"]
@@ -77,7 +77,7 @@ def encoding_from_json(options: Any) -> Encoding:
         ValueError: an unknown encoding or option; the line has the nearest name.
     """
     if not isinstance(options, dict) or not isinstance(options.get("name"), str):
-        raise ValueError(f'an encoding must be an object with a "name", got {options!r}')
+        raise UserValueError(f'an encoding must be an object with a "name", got {options!r}')
     kind = _kind(options["name"])
     return _make(kind, {name: value for name, value in options.items() if name != "name"})
 
@@ -92,7 +92,9 @@ def parse_encoding(text: str, *, max_length: int) -> Encoding | None:
     name, _, tail = text.partition(":")
     if name == "none":
         if tail:
-            raise ValueError(f"encoding 'none' has no options, got {tail!r}; write --encoding none")
+            raise UserValueError(
+                f"encoding 'none' has no options, got {tail!r}; write --encoding none"
+            )
         return None
     kind = _kind(name)
     known = {field.name: field for field in fields(kind)}
@@ -100,7 +102,7 @@ def parse_encoding(text: str, *, max_length: int) -> Encoding | None:
     for part in filter(None, tail.split(",")):
         option, equals, value = part.partition("=")
         if not equals:
-            raise ValueError(
+            raise UserValueError(
                 f"option {part!r} of encoding {name!r} has no value; write {part}=VALUE"
             )
         options[option] = _number(value)
@@ -109,7 +111,7 @@ def parse_encoding(text: str, *, max_length: int) -> Encoding | None:
 
 def _kind(name: str) -> type[Encoding]:
     if name not in ENCODINGS:
-        raise ValueError(f"unknown encoding {name!r}; {nearest(name, [*ENCODINGS, 'none'])}")
+        raise UserValueError(f"unknown encoding {name!r}; {nearest(name, [*ENCODINGS, 'none'])}")
     return ENCODINGS[name]
 
 
@@ -117,13 +119,13 @@ def _make(kind: type[Encoding], options: dict[str, Any]) -> Encoding:
     known = {field.name for field in fields(kind)}
     for option in options:
         if option not in known:
-            raise ValueError(
+            raise UserValueError(
                 f"encoding {kind.name!r} has no option {option!r}; {nearest(option, known)}"
             )
     try:
         return kind(**options)
     except TypeError as error:
-        raise ValueError(f"encoding {kind.name!r}: {error}") from None
+        raise UserValueError(f"encoding {kind.name!r}: {error}") from None
 
 
 def _number(text: str) -> int | float | str:

@@ -7,6 +7,8 @@ from typing import Any, Final, Literal, TypeAlias
 
 from pe_core.encodings import ENCODINGS, Encoding, encoding_from_json, encoding_to_json
 from pe_core.errors import (
+    UserTypeError,
+    UserValueError,
     require_boolean,
     require_fields,
     require_integer,
@@ -88,7 +90,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.inputs, Features | Tokens):
-            raise TypeError(
+            raise UserTypeError(
                 f"inputs must be Features(num_features) or Tokens(vocab_size), got {self.inputs!r}"
             )
         require_integer("num_classes", self.num_classes, 2)
@@ -99,7 +101,7 @@ class ModelConfig:
             object.__setattr__(self, "d_ff", 4 * self.d_model)
         require_integer("d_ff", self.d_ff, 1)
         if self.d_model % self.num_heads:
-            raise ValueError(
+            raise UserValueError(
                 f"d_model must be divisible by num_heads, got d_model={self.d_model} and "
                 f"num_heads={self.num_heads}; "
                 "the nearest that fits is "
@@ -108,7 +110,7 @@ class ModelConfig:
         object.__setattr__(self, "encodings", tuple(self.encodings))
         for encoding in self.encodings:
             if type(encoding) not in ENCODINGS.values():
-                raise TypeError(
+                raise UserTypeError(
                     "encodings must be options such as LearnedTable(max_length=10), got "
                     f"{encoding!r}"
                 )
@@ -157,13 +159,13 @@ class ModelConfig:
             or set(inputs) != {"kind", "size"}
             or inputs["kind"] not in ("features", "tokens")
         ):
-            raise ValueError(
+            raise UserValueError(
                 f'inputs must be {{"kind": "features" or "tokens", "size": N}}, got {inputs!r}'
             )
         options["inputs"] = (Features if inputs["kind"] == "features" else Tokens)(inputs["size"])
         encodings = options.get("encodings", [])
         if not isinstance(encodings, list):
-            raise ValueError(f"encodings must be a list, got {encodings!r}")
+            raise UserValueError(f"encodings must be a list, got {encodings!r}")
         options["encodings"] = tuple(encoding_from_json(item) for item in encodings)
         return cls(**options)
 

@@ -10,6 +10,7 @@ import math
 from typing import NamedTuple
 
 from pe_core.encodings import LearnedTable
+from pe_core.errors import UserTypeError, UserValueError
 from pe_core.model.config import Features, ModelConfig
 
 
@@ -36,48 +37,52 @@ def check_call(
     """
     if isinstance(config.inputs, Features):
         if len(x.shape) != 3:
-            raise ValueError(
+            raise UserValueError(
                 f"x must have the three axes (batch, length, num_features), got shape {x.shape}"
             )
         if x.kind != "f":
-            raise TypeError(
+            raise UserTypeError(
                 f"x must hold floating-point features, got {x.dtype}; convert it to float32"
             )
         if x.shape[2] != config.inputs.num_features:
-            raise ValueError(
+            raise UserValueError(
                 f"x has {x.shape[2]} features, but the model takes "
                 f"num_features={config.inputs.num_features}"
             )
     else:
         if len(x.shape) != 2:
-            raise ValueError(f"x must have the two axes (batch, length), got shape {x.shape}")
+            raise UserValueError(f"x must have the two axes (batch, length), got shape {x.shape}")
         if x.kind not in "iu":
-            raise TypeError(f"x must hold integer tokens, got {x.dtype}; convert it to int32")
+            raise UserTypeError(f"x must hold integer tokens, got {x.dtype}; convert it to int32")
     batch, length = x.shape[:2]
     if batch == 0 or length == 0:
-        raise ValueError(f"x is empty, got shape {x.shape}; pass at least one sequence of one step")
+        raise UserValueError(
+            f"x is empty, got shape {x.shape}; pass at least one sequence of one step"
+        )
     if mask is not None:
         if mask.kind != "b":
-            raise TypeError(
+            raise UserTypeError(
                 f"mask must be boolean with True for real steps, got {mask.dtype}; convert it, "
                 "as in mask != 0"
             )
         _check_steps("mask", mask.shape, batch, length)
     if segment_ids is not None:
         if segment_ids.kind not in "iu":
-            raise TypeError(
+            raise UserTypeError(
                 f"segment_ids must be integers with 0 for padding, got {segment_ids.dtype}; "
                 "convert them to int32"
             )
         if config.pooling == "cls":
-            raise ValueError(
+            raise UserValueError(
                 "segment_ids need one pooled vector per segment, but pooling='cls' has one per "
                 "row; use pooling='mean'"
             )
         _check_steps("segment_ids", segment_ids.shape, batch, length)
     if positions is not None:
         if positions.kind not in "iuf":
-            raise TypeError(f"positions must be integers or floating point, got {positions.dtype}")
+            raise UserTypeError(
+                f"positions must be integers or floating point, got {positions.dtype}"
+            )
         if positions.shape != (length,):
             _check_steps("positions", positions.shape, batch, length, also=f" or ({length},)")
 
@@ -86,7 +91,7 @@ def _check_steps(
     what: str, shape: tuple[int, ...], batch: int, length: int, also: str = ""
 ) -> None:
     if shape != (batch, length):
-        raise ValueError(
+        raise UserValueError(
             f"{what} must have shape (batch, length) = ({batch}, {length}){also}, got {shape}"
         )
 
@@ -103,18 +108,18 @@ def require_positions_fit(encoding: LearnedTable, lowest: float, highest: float)
         ValueError: names the length that would be needed, the table's, and the remedies.
     """
     if lowest < 0:
-        raise ValueError(
+        raise UserValueError(
             f"positions of a learned table must not be negative, got {lowest:g}; shift them so "
             "that the first is 0"
         )
     if not highest <= encoding.max_length - 1:
         if not highest < 1 << 31:
-            raise ValueError(
+            raise UserValueError(
                 f"positions of a learned table must be finite and below 2**31, got {highest}; "
                 "correct them"
             )
         needed = math.ceil(highest) + 1
-        raise ValueError(
+        raise UserValueError(
             f"a sequence of length {needed} does not fit the learned table of max_length "
             f"{encoding.max_length}; build the model with "
             f"LearnedTable(max_length={needed}), cut the sequences to {encoding.max_length} "
@@ -126,7 +131,7 @@ def require_tokens_fit(vocab_size: int, lowest: int, highest: int) -> None:
     """Raise a ValueError unless the tokens lie in the vocabulary."""
     if lowest < 0 or highest >= vocab_size:
         bad = lowest if lowest < 0 else highest
-        raise ValueError(
+        raise UserValueError(
             f"token {bad} lies outside 0 .. {vocab_size - 1}; build the model with a larger "
             "vocab_size or map the token"
         )
@@ -135,7 +140,7 @@ def require_tokens_fit(vocab_size: int, lowest: int, highest: int) -> None:
 def require_num_segments(num_segments: int | None) -> int:
     """Return the number of segments; raise a ValueError where it is needed and not given."""
     if num_segments is None:
-        raise ValueError(
+        raise UserValueError(
             "segment_ids are traced, so their highest value is unknown here; pass num_segments, "
             "the most segments in a row"
         )

@@ -18,6 +18,8 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt32
 
+from pe_core.errors import UserTypeError, UserValueError
+
 # What a key is for. The numbers are part of the format of a run: never reuse or renumber one.
 INITIAL_WEIGHTS: Final = 0
 DATA: Final = 1
@@ -47,9 +49,9 @@ def key(seed: int) -> Key:
         ValueError: the seed is outside 0 .. 2**63 - 1.
     """
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
-        raise TypeError(f"seed must be an integer, got {seed!r}; pass one in 0 .. 2**63 - 1")
+        raise UserTypeError(f"seed must be an integer, got {seed!r}; pass one in 0 .. 2**63 - 1")
     if not 0 <= seed < 1 << 63:
-        raise ValueError(f"seed must lie in 0 .. 2**63 - 1, got {seed}")
+        raise UserValueError(f"seed must lie in 0 .. 2**63 - 1, got {seed}")
     return np.array([int(seed) >> 32, int(seed) & 0xFFFFFFFF], np.uint32)
 
 
@@ -157,7 +159,7 @@ def dropout_threshold(rate: float) -> int:
         ValueError: the rate is outside [0, 1).
     """
     if not 0.0 <= rate < 1.0:
-        raise ValueError(f"dropout must lie in [0, 1), got {rate}")
+        raise UserValueError(f"dropout must lie in [0, 1), got {rate}")
     return min(round(rate * DROPOUT_LEVELS), DROPOUT_LEVELS - 1)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pe_core.errors import UserFileNotFoundError, UserValueError
 from pe_core.storage.files import write_file
 
 
@@ -32,11 +33,11 @@ def read_archive(
         ValueError: it is no archive, damaged, too large, or holds Python objects; names the file.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; check the path")
+        raise UserFileNotFoundError(f"{path}: no such file; check the path")
     try:
         archive = zipfile.ZipFile(path)
     except Exception as error:
-        raise ValueError(
+        raise UserValueError(
             f"{path}: not an .npz archive, or cut short, {_one_line(error)}; write it with "
             "numpy.savez"
         ) from None
@@ -45,7 +46,7 @@ def read_archive(
         check_names(list(members))
         unpacked = sum(member.file_size for member in archive.infolist())
         if unpacked > max_bytes:
-            raise ValueError(
+            raise UserValueError(
                 f"{path}: would unpack to {unpacked / 2**30:,.1f} GiB, more than "
                 f"{max_bytes / 2**30:,.1f}; save less in one file"
             )
@@ -73,11 +74,11 @@ def _array(path: Path, archive: zipfile.ZipFile, name: str, member: zipfile.ZipI
         array: np.ndarray = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     except Exception as error:
         if "allow_pickle" in str(error):
-            raise ValueError(
+            raise UserValueError(
                 f"{path}: array {name} holds Python objects and is not unpickled; save it as "
                 "numbers or strings"
             ) from None
-        raise ValueError(
+        raise UserValueError(
             f"{path}: array {name} is damaged, {_one_line(error)}; write the file again with "
             "numpy.savez"
         ) from None
@@ -97,7 +98,7 @@ def _check_size(content: bytes) -> None:
         shape, _, dtype = read_header(stream)
         needed, there = math.prod(shape) * dtype.itemsize, len(content) - stream.tell()
         if not dtype.hasobject and needed > there:
-            raise ValueError(f"its header says {needed:,} bytes, {there:,} are there")
+            raise UserValueError(f"its header says {needed:,} bytes, {there:,} are there")
 
 
 def _one_line(error: BaseException) -> str:

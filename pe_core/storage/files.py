@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from pe_core.errors import UserFileNotFoundError, UserValueError
+
 # A JSON text of more bytes than this is refused unread.
 MAX_JSON_BYTES: Final = 1 << 24
 SIGNATURE: Final = "sha256"
 
 
-class DamagedError(ValueError):
+class DamagedError(UserValueError):
     """A file that is damaged, of another format, or not what it should be."""
 
 
@@ -32,7 +34,7 @@ def read_json(path: Path) -> Any:
         DamagedError: it is no plain file, too large, or not strict JSON.
     """
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; check the path")
+        raise UserFileNotFoundError(f"{path} does not exist; check the path")
     require_plain(path)
     if path.stat().st_size > MAX_JSON_BYTES:
         raise DamagedError(

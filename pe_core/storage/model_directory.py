@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 import safetensors.numpy
 
+from pe_core.errors import UserFileNotFoundError, UserValueError
 from pe_core.model.config import ModelConfig
 from pe_core.model.parameters import Parameter, parameters
 from pe_core.storage.files import (
@@ -101,7 +102,7 @@ def load_model(directory: str | os.PathLike[str]) -> SavedModel:
     folder = Path(directory)
     for file in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / file).is_file():
-            raise FileNotFoundError(
+            raise UserFileNotFoundError(
                 f"{folder} is not a model directory, {file} is missing; pass a directory that "
                 "save() or `pe train` wrote"
             )
@@ -195,7 +196,7 @@ def check_arrays(items: Iterable[Parameter], arrays: Mapping[str, Any], source: 
     }
     found = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
     if found:
-        raise ValueError(
+        raise UserValueError(
             f"{source} does not fit the config; {found}; load it with the config it was saved with"
         )
 

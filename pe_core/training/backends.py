@@ -11,7 +11,7 @@ import platform
 from pathlib import Path
 from typing import Any, Final, cast
 
-from pe_core.errors import require_one_of
+from pe_core.errors import UserMemoryError, UserModuleNotFoundError, require_one_of
 from pe_core.model.config import ModelConfig
 from pe_core.model.parameters import parameters
 from pe_core.training.engine import EngineType
@@ -40,7 +40,7 @@ def require_framework(framework: str) -> None:
     require_one_of("framework", framework, FRAMEWORKS)
     missing = missing_packages(framework)
     if missing:
-        raise ModuleNotFoundError(
+        raise UserModuleNotFoundError(
             f"framework {framework!r} needs {', '.join(missing)}, not installed here; "
             f"install with: pip install 'positional-encoding[{framework}]'"
         )
@@ -57,7 +57,7 @@ def engine_type(framework: str) -> EngineType:
     try:
         return cast(EngineType, importlib.import_module(f"pe_{framework}.engine").Engine)
     except ImportError as error:
-        raise ModuleNotFoundError(
+        raise UserModuleNotFoundError(
             f"framework {framework!r} is installed but cannot be imported ({error}); "
             f"install it again: pip install --force-reinstall 'positional-encoding[{framework}]'"
         ) from error
@@ -83,7 +83,7 @@ def count_weights(config: ModelConfig) -> int:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if weights * BYTES_PER_WEIGHT > memory:
         needed = weights * BYTES_PER_WEIGHT
-        raise MemoryError(
+        raise UserMemoryError(
             f"{weights:,} weights need {needed / 2**30:,.0f} GiB in training, this machine has "
             f"{memory / 2**30:,.0f} GiB"
         )

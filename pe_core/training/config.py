@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal
 
-from pe_core.errors import require_fields, require_integer, require_number, require_one_of
+from pe_core.errors import (
+    UserValueError,
+    require_fields,
+    require_integer,
+    require_number,
+    require_one_of,
+)
 
 # Added to the norm before the division, as `torch.nn.utils.clip_grad_norm_` does.
 CLIP_EPSILON: Final = 1e-6
@@ -53,7 +59,7 @@ class TrainConfig:
         require_one_of("schedule", self.schedule, ("constant", "warmup_cosine"))
         require_integer("warmup_steps", self.warmup_steps, 0)
         if self.warmup_steps and self.schedule == "constant":
-            raise ValueError(
+            raise UserValueError(
                 f"warmup_steps={self.warmup_steps} needs schedule='warmup_cosine', got "
                 "schedule='constant'"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pe_core.data import Dataset, Sequences
 from pe_core.encodings import LearnedTable
+from pe_core.errors import UserValueError
 from pe_core.model.config import Features, ModelConfig
 from pe_core.model.inputs import require_tokens_fit
 
@@ -15,7 +16,7 @@ def check_data(config: ModelConfig, data: Dataset) -> None:
     for part, sequences in data.parts.items():
         check_sequences(config, sequences, f"the {part} part of {data.name}")
     if len(data.class_names) != config.num_classes:
-        raise ValueError(
+        raise UserValueError(
             f"{data.name} has {len(data.class_names)} classes, but the model has "
             f"num_classes={config.num_classes}"
         )
@@ -30,12 +31,12 @@ def check_sequences(config: ModelConfig, sequences: Sequences, what: str) -> Non
             found = (
                 "tokens" if sequences.num_features is None else f"{sequences.num_features} features"
             )
-            raise ValueError(
+            raise UserValueError(
                 f"{what} has {found}, but the model takes "
                 f"num_features={config.inputs.num_features}; give data with as many"
             )
     elif sequences.num_features is not None:
-        raise ValueError(
+        raise UserValueError(
             f"{what} has {sequences.num_features} features, but the model takes tokens; give "
             "integers (count, length)"
         )
@@ -45,11 +46,11 @@ def check_sequences(config: ModelConfig, sequences: Sequences, what: str) -> Non
                 config.inputs.vocab_size, int(sequences.inputs.min()), int(sequences.inputs.max())
             )
         except ValueError as error:
-            raise ValueError(f"{what}: {error}") from None
+            raise UserValueError(f"{what}: {error}") from None
     longest = int(sequences.lengths.max())
     for encoding in config.encodings:
         if isinstance(encoding, LearnedTable) and longest > encoding.max_length:
-            raise ValueError(
+            raise UserValueError(
                 f"{what} has a sequence of {longest} steps, but the learned table has "
                 f"max_length={encoding.max_length}; "
                 f"train with the encoding learned:max_length={longest} or sinusoidal, or cut the "

@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from pe_core.data import Batch, Dataset, Sequences, batch_at, batches, epoch_order, steps_per_epoch
+from pe_core.errors import UserValueError
 from pe_core.model.config import ComputeConfig, ModelConfig
 from pe_core.model.initial import initial_arrays
 from pe_core.storage.model_directory import SavedModel, save_model
@@ -125,7 +126,7 @@ def train(
     progress = Progress()
     if resume:
         if directory is None:
-            raise ValueError("resume needs the folder of the run; pass out")
+            raise UserValueError("resume needs the folder of the run; pass out")
         arrays, progress, passed_over = directory.restore(config, record)
         for reason in passed_over:
             reporter.note(f"passed over a checkpoint: {reason}")

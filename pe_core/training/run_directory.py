@@ -13,7 +13,12 @@ from typing import Any, Final
 import numpy as np
 
 from pe_core.data import Dataset
-from pe_core.errors import require_integer
+from pe_core.errors import (
+    UserFileExistsError,
+    UserFileNotFoundError,
+    UserValueError,
+    require_integer,
+)
 from pe_core.model.config import ModelConfig
 from pe_core.model.parameters import parameters
 from pe_core.storage.checkpoint import (
@@ -85,7 +90,7 @@ class RunDirectory:
     def require_free(self) -> None:
         """Raise a FileExistsError where the folder already holds something."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise FileExistsError(
+            raise UserFileExistsError(
                 f"{self.path} already exists and is not empty; choose another --out or remove it"
             )
 
@@ -106,7 +111,7 @@ class RunDirectory:
             FileNotFoundError, ValueError: there is no run, or its config is damaged.
         """
         if not (self.path / CONFIG_FILE).is_file():
-            raise FileNotFoundError(
+            raise UserFileNotFoundError(
                 f"{self.path} is not the folder of a run, {CONFIG_FILE} is missing; pass one "
                 "that `pe train` wrote"
             )
@@ -221,7 +226,7 @@ class RunDirectory:
 def _require_same(record: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     for name, value in record.items():
         if found.get(name) != value:
-            raise ValueError(
+            raise UserValueError(
                 f"{name} is {str(found.get(name))[:80]}, the run has {str(value)[:80]}"
             )
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from pe_core.errors import UserValueError
 from pe_core.training.config import TrainConfig
 
 
@@ -29,7 +30,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.kind == "warmup_cosine" and not 0 <= self.warmup_steps < self.total_steps:
-            raise ValueError(
+            raise UserValueError(
                 f"warmup_steps must be fewer than the steps of the run, got {self.warmup_steps} "
                 f"of {self.total_steps}"
             )

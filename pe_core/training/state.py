@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from pe_core.errors import require_integer
+from pe_core.errors import UserValueError, require_integer
 from pe_core.model.config import ModelConfig
 from pe_core.model.parameters import parameters
 from pe_core.storage.model_directory import check_arrays
@@ -42,6 +42,8 @@ def state_parts(
         }
         check_arrays(parameters(config), parts[part], f"{part} of the state")
     if COUNT not in arrays:
-        raise ValueError(f"the state has no {COUNT}; set it to the number of steps that were taken")
+        raise UserValueError(
+            f"the state has no {COUNT}; set it to the number of steps that were taken"
+        )
     require_integer(COUNT, np.asarray(arrays[COUNT]).item(), 0, MAX_COUNT)
     return parts, int(arrays[COUNT])
