@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pe_core.training.backends import FRAMEWORKS, engine_type, versions
+from pe_core.training.backends import engine_type, versions
 from pe_parity.budgets import quantity
 from pe_parity.check import ParityCheck, check_parity, default_model
 from pe_parity.report import TITLES, count, left_out, summary
@@ -23,7 +23,7 @@ def demo() -> str:
     """Return what `pe demo` prints."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            [sys.executable, "-m", "pe_core", "demo"],
+            [sys.executable, "-m", "pe_cli", "demo"],
             cwd=folder,
             capture_output=True,
             text=True,
@@ -90,7 +90,9 @@ def replaced(text: str, name: str, content: str) -> str:
 def main() -> None:
     """Write README.md anew."""
     studies = check_parity(
-        {name: engine_type(name) for name in FRAMEWORKS}, default_model(), ("float64", "float32")
+        {name: engine_type(name) for name in ("torch", "flax")},
+        default_model(),
+        ("float64", "float32"),
     )
     text = README.read_text(encoding="utf-8")
     text = replaced(replaced(text, "parity", table(studies)), "demo", demo())

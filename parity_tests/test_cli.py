@@ -30,13 +30,14 @@ from pe_core.data import DATA_NAMES, load, read
 from pe_core.encodings import ENCODINGS
 from pe_core.storage.files import SIGNATURE, signed_json
 from pe_core.storage.model_directory import load_model
-from pe_core.training.backends import FRAMEWORKS
+from pe_core.training.backends import backends
 from pe_core.training.loop import predict
 from pe_parity.budgets import budget
 from pe_parity.check import default_model
 from pe_parity.compare import distance
 
 ROOT = Path(__file__).resolve().parent.parent
+FRAMEWORKS = ("torch", "flax")
 COUNT, LENGTH, FEATURES, NAMES = 40, 6, 3, ("cat", "dog", "owl")
 TINY = ("--epochs=1", "--d-model=8", "--num-heads=2", "--num-layers=1", "--d-ff=8")
 WIDTH = 100
@@ -977,7 +978,8 @@ def test_parity_of_a_saved_model(pe: Pe, runs: Path, tmp_path: Path) -> None:
 def test_parity_of_all_encodings(
     pe: Pe, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pe_cli.parity.FRAMEWORKS", ("torch",))
+    torch = {"torch": backends()["torch"]}
+    monkeypatch.setattr("pe_cli.engines.backends", lambda: torch)
     line = (
         "parity",
         "--config",
@@ -1031,7 +1033,7 @@ def test_parity_fails_where_float64_ends_on_other_bits(
 ) -> None:
     monkeypatch.setattr("pe_parity.check._equal", lambda arrays: arrays[0].size - 1)
     # torch in both places, which compiles nothing.
-    monkeypatch.setattr("pe_cli.parity.engine_type", lambda name: pe_torch.engine.Engine)
+    monkeypatch.setattr("pe_cli.engines.forward_type", lambda name: pe_torch.engine.Engine)
     text = pe(
         "parity",
         "--config",
@@ -1049,7 +1051,7 @@ def test_demo_in_small(pe: Pe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         **(default_model().__dict__ | {"d_model": 8, "num_heads": 2, "num_layers": 1, "d_ff": 8})
     )
     # Its texts and its files are tested here; that both frameworks run it, `make demo` shows.
-    monkeypatch.setattr(demo, "engine_type", lambda name: pe_torch.engine.Engine)
+    monkeypatch.setattr("pe_cli.engines.forward_type", lambda name: pe_torch.engine.Engine)
     monkeypatch.setattr(demo, "ORDER_TRAINING", short)
     monkeypatch.setattr(
         demo, "TrainConfig", lambda **changes: TrainConfig(**(short.to_json() | changes))
@@ -1074,13 +1076,13 @@ def test_demo_in_small(pe: Pe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_missing_framework_is_named_with_its_extra(
     pe: Pe, files: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("pe_core.training.backends._version", lambda name: None)
     for line in (DUMMY, "parity", "demo", f"predict {runs / 'torch'} --data {files / 'good.npz'}"):
         assert pe(*line.split(), code=2) == (
             "framework 'torch' needs torch, not installed here; install with: pip install "
             "'positional-encoding[torch]'"
         )
-    assert "needs jax, flax, optax, not installed" in pe(
+    assert "needs flax, jax, optax, not installed" in pe(
         *DUMMY.replace("torch", "flax").split(), code=2
     )
     assert "not installed; install with: pip install 'positional-encoding[flax]'" in pe("list")
@@ -1098,7 +1100,13 @@ def test_a_framework_that_cannot_be_imported_is_one_clear_line(
 # The command as a process.
 
 BLOCKER = """
-import sys
+import importlib.metadata, sys
+found = importlib.metadata.Distribution.from_name
+def from_name(name):
+    if name == "torch":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return found(name)
+importlib.metadata.Distribution.from_name = from_name
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == "torch":

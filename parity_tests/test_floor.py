@@ -20,6 +20,7 @@ from pe_cli.main import main
 from pe_core import Features, ModelConfig, TrainConfig
 from pe_core.data import dummy
 from pe_core.model.initial import initial_arrays
+from pe_core.training.backends import backends
 from pe_parity.budgets import BUDGETS
 from pe_parity.calibrate import CASES, STEPS, calibrate, random_case
 from pe_parity.evidence import Section, read_sections, rendered, write_sections
@@ -268,7 +269,8 @@ def test_the_evidence_holds_what_it_should() -> None:
 def test_the_commands_write_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pe_cli.parity.FRAMEWORKS", ("torch",))
+    torch = {"torch": backends()["torch"]}
+    monkeypatch.setattr("pe_cli.engines.backends", lambda: torch)
     small = {
         name: (CONFIG, data, RUN)
         for name, (_, data, _) in floor_settings().items()

@@ -1,16 +1,18 @@
-"""`pe demo`: from one seed, the same training in both frameworks, side by side."""
+"""`pe demo`: from one seed, the same training in every framework, side by side."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pe_cli.engines import engine_types
 from pe_cli.reporting import TrainReporter, check_json, console, run_folder, write_json
 from pe_core.data import dummy, order, steps_per_epoch
 from pe_core.encodings import Encoding, LearnedTable, Sinusoidal
 from pe_core.model.config import Features, ModelConfig
-from pe_core.training.backends import FRAMEWORKS, engine_type, require_framework, versions
+from pe_core.training.backends import backends, versions
 from pe_core.training.config import TrainConfig
 from pe_core.training.engine import EngineType
 from pe_core.training.loop import TrainResult, train
@@ -23,8 +25,8 @@ ORDER_TRAINING = TrainConfig(epochs=18, learning_rate=2e-3)
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """The same training in both frameworks, side by side, then the evidence that they are one
-    model.
+    """The same training in every framework that is installed, side by side, then the evidence that
+    they are one model.
 
     Args:
         seed: of everything.
@@ -40,27 +42,22 @@ class DemoOptions:
 def run(options: DemoOptions) -> int:
     """Run the demonstration; return 1 when the frameworks do not agree."""
     settings = TrainConfig(seed=options.seed)
-    for name in FRAMEWORKS:
-        require_framework(name)
     check_json(options.json)
     out = run_folder(options.out, "demo")
-    engine_types = {name: engine_type(name) for name in FRAMEWORKS}
-    found = versions()
-    console.print(
-        f"torch {found['torch']}, jax {found['jax']}, flax {found['flax']}, {found['cores']} "
-        f"cores; seed {options.seed}\n"
-    )
-    results = _dummy(engine_types, settings, out)
-    accuracies = _order(engine_types, options.seed)
-    passed, figures = _parity(engine_types, options.seed)
-    console.print(
-        f"Files: {out / 'torch'} and {out / 'flax'}, each with config.json, metrics.jsonl and "
-        "model/."
-    )
-    console.print(
-        f"A model moves between the frameworks as it is: pe predict {out / 'torch'} --data dummy "
-        "--framework flax"
-    )
+    engines, known, found = engine_types(), backends(), versions()
+    titles = ", ".join(known[name].title() for name in engines)
+    console.print(f"{titles}, {found['cores']} cores; seed {options.seed}\n")
+    results = _dummy(engines, settings, out)
+    accuracies = _order(engines, options.seed)
+    passed, figures = _parity(engines, options.seed)
+    folders = " and ".join(str(out / name) for name in engines)
+    console.print(f"Files: {folders}, each with config.json, metrics.jsonl and model/.")
+    first, *others = engines
+    if others:
+        console.print(
+            f"A model moves between the frameworks as it is: pe predict {out / first} --data dummy "
+            f"--framework {others[0]}"
+        )
     last = {name: result.records[-1] for name, result in results.items()}
     write_json(
         options.json,
@@ -78,7 +75,7 @@ def run(options: DemoOptions) -> int:
 
 
 def _dummy(
-    engine_types: dict[str, EngineType], settings: TrainConfig, out: Path
+    engines: dict[str, EngineType], settings: TrainConfig, out: Path
 ) -> dict[str, TrainResult]:
     """Train on random labels in every framework and print the epochs side by side."""
     console.heading(
@@ -87,28 +84,18 @@ def _dummy(
     )
     data, results = dummy(settings.seed), {}
     total = settings.epochs * steps_per_epoch(data.train.count, settings.batch_size)
-    for name, engine in engine_types.items():
+    for name, engine in engines.items():
         with TrainReporter(settings.epochs, total, name, lines=False) as reporter:
             results[name] = train(
                 engine, default_model(), data, train=settings, reporter=reporter, out=out / name,
                 description={"framework": name, "versions": versions()},
             )  # fmt: skip
+    for line in _epochs(results):
+        console.print(line)
+    last = next(iter(results.values())).records[-1]
+    gap = last.train_accuracy - last.validation_accuracy
     console.print(
-        "        train loss                         train accuracy     validation accuracy"
-    )
-    console.print("epoch   torch     flax      difference     torch   flax       torch   flax")
-    torch, flax = (results[name].records for name in FRAMEWORKS)
-    for a, b in zip(torch, flax, strict=True):
-        console.print(
-            f"{a.epoch + 1:5d}   {a.train_loss:.6f}  {b.train_loss:.6f}  "
-            f"{abs(a.train_loss - b.train_loss):10.1e}"
-            f"     {a.train_accuracy:.3f}   {b.train_accuracy:.3f}      "
-            f"{a.validation_accuracy:.3f}   {b.validation_accuracy:.3f}"
-        )
-    a = torch[-1]
-    gap = a.train_accuracy - a.validation_accuracy
-    console.print(
-        f"Training accuracy {a.train_accuracy:.3f}, validation {a.validation_accuracy:.3f}: a "
+        f"Training accuracy {last.train_accuracy:.3f}, validation {last.validation_accuracy:.3f}: a "
         f"gap of {gap:.3f}. The labels are random,\n"
         "so nothing can generalise and validation stays near one half; what training gains is "
         "memory.\n"
@@ -117,14 +104,40 @@ def _dummy(
     return results
 
 
-def _order(engine_types: dict[str, EngineType], seed: int) -> dict[str, dict[str, float]]:
+def _epochs(results: dict[str, TrainResult]) -> Iterator[str]:
+    """Yield the epochs of all runs as a table."""
+    names = list(results)
+    several = len(names) > 1
+    wide, narrow = 10 * len(names) + (15 if several else 2), max(8 * len(names) + 3, 16)
+
+    def line(epoch: object, *groups: Iterable[str], apart: str) -> str:
+        losses, trained, validated = groups
+        left = "".join(f"{cell:<10}" for cell in losses) + (apart if several else "")
+        middle = "".join(f"{cell:<8}" for cell in trained)
+        right = "".join(f"{cell:<8}" for cell in validated)
+        return f"{epoch:>5}   {left:<{wide}}{middle:<{narrow}}{right}".rstrip()
+
+    yield f"{'':8}{'train loss':<{wide}}{'train accuracy':<{narrow}}validation accuracy"
+    yield line("epoch", names, names, names, apart="difference")
+    for epoch, found in enumerate(zip(*(one.records for one in results.values()), strict=True), 1):
+        losses = [one.train_loss for one in found]
+        yield line(
+            epoch,
+            [f"{loss:.6f}" for loss in losses],
+            [f"{one.train_accuracy:.3f}" for one in found],
+            [f"{one.validation_accuracy:.3f}" for one in found],
+            apart=f"{max(losses) - min(losses):10.1e}",
+        )
+
+
+def _order(engines: dict[str, EngineType], seed: int) -> dict[str, dict[str, float]]:
     """Train on the order of two markers without and with positions and print the validation
     accuracies.
     """
     console.heading(
         "2. A task that needs positions", ": which of two markers came first? Validation accuracy"
     )
-    console.print("encoding      torch    flax")
+    console.print("encoding      " + "".join(f"{name:<8}" for name in engines).rstrip())
     data = order(seed)
     choices: dict[str, tuple[Encoding, ...]] = {
         "none": (),
@@ -137,13 +150,15 @@ def _order(engine_types: dict[str, EngineType], seed: int) -> dict[str, dict[str
     for name, encodings in choices.items():
         config = ModelConfig(inputs=Features(16), num_classes=2, encodings=encodings)
         found[name] = {}
-        for framework, engine in engine_types.items():
+        for framework, engine in engines.items():
             with TrainReporter(
                 settings.epochs, total, f"{name}, {framework}", lines=False
             ) as reporter:
                 result = train(engine, config, data, train=settings, reporter=reporter)
             found[name][framework] = result.records[-1].validation_accuracy
-        console.print(f"{name:12s}  {found[name]['torch']:.3f}   {found[name]['flax']:.3f}")
+        console.print(
+            f"{name:12s}  " + "".join(f"{one:<8.3f}" for one in found[name].values()).rstrip()
+        )
     console.print(
         "Without positions the encoder sees a set: a sequence and the one with its markers "
         "swapped, which has\n"
@@ -152,7 +167,7 @@ def _order(engine_types: dict[str, EngineType], seed: int) -> dict[str, dict[str
     return found
 
 
-def _parity(engine_types: dict[str, EngineType], seed: int) -> tuple[bool, dict[str, Any]]:
+def _parity(engines: dict[str, EngineType], seed: int) -> tuple[bool, dict[str, Any]]:
     """Compare the frameworks on the model of part 1 and print the worst of each quantity."""
     console.heading(
         "3. Are they one model?",
@@ -160,7 +175,7 @@ def _parity(engine_types: dict[str, EngineType], seed: int) -> tuple[bool, dict[
     )
     with console.status("comparing"):
         studies = check_parity(
-            engine_types, default_model(), ("float64", "float32"), train=TrainConfig(seed=seed)
+            engines, default_model(), ("float64", "float32"), train=TrainConfig(seed=seed)
         )
     figures: dict[str, Any] = {}
     kinds = [quantity(row.name) for row in summary(studies["float64"].comparison)]

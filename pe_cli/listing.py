@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from pe_cli.reporting import console
 from pe_core.encodings import ENCODINGS
-from pe_core.training.backends import FRAMEWORKS, missing_packages, versions
+from pe_core.training.backends import backends
 
 DATA: Final = {
     "dummy": "1,000 sequences of 10 steps and 16 features with random labels; 250 to validate.",
@@ -45,12 +45,8 @@ def run(options: ListOptions) -> int:
     for name, text in DATA.items():
         _entry(name, text)
     console.heading("frameworks", " (--framework NAME)")
-    found = versions()
-    for framework in FRAMEWORKS:
-        missing = missing_packages(framework)
-        package = {"torch": "torch", "flax": "jax"}[framework]
-        install = f"not installed; install with: pip install 'positional-encoding[{framework}]'"
-        _entry(framework, install if missing else f"{package} {found.get(package, '')}")
+    for name, backend in backends().items():
+        _entry(name, backend.title())
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The command `pe`; reaches a wing by its name, at run time."""
+"""The command `pe`: its subcommands, and how errors end."""
 
 from __future__ import annotations
 

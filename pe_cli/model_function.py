@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from pe_core.errors import UserValueError, nearest
+from pe_core.training.backends import backends
 from pe_parity.trace import Trace
 from pe_parity.trace_file import ABOUT, GIVEN, Given
 
@@ -39,8 +40,8 @@ def implementation(text: str) -> Callable[[Given], Trace]:
         )
     if not all(word.isidentifier() for word in name.split(".")):
         raise UserValueError(
-            f"--impl {text!r} is no name of a module; write torch, flax, reference, MODULE or "
-            "MODULE:FUNCTION"
+            f"--impl {text!r} is no name of a module; write {', '.join(backends())}, "
+            "reference, MODULE or MODULE:FUNCTION"
         )
     if (
         os.getcwd() not in sys.path
@@ -51,7 +52,7 @@ def implementation(text: str) -> Callable[[Given], Trace]:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise UserValueError(f"--impl {text}: {_told(error)}; install what it needs") from error
-        hint = nearest(name, ("torch", "flax", "reference"))
+        hint = nearest(name, (*backends(), "reference"))
         remedy = hint if hint.startswith("did you mean") else "check the name"
         raise UserValueError(
             f"--impl {text}: no module of that name here or among the installed; {remedy}"

@@ -8,20 +8,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from pe_cli import calibration_report, evidence
+from pe_cli.engines import engine_types, forward_types
 from pe_cli.reporting import check_json, console, write_json
 from pe_core.encodings import ENCODINGS, parse_encoding
 from pe_core.errors import UserValueError, require_integer, require_one_of
 from pe_core.model.config import PRECISIONS, ModelConfig, Precision
 from pe_core.storage.files import read_json
-from pe_core.training.backends import (
-    FRAMEWORKS,
-    count_weights,
-    engine_type,
-    missing_packages,
-    require_framework,
-    versions,
-)
-from pe_core.training.engine import EngineType
+from pe_core.training.backends import count_weights, versions
 from pe_parity.calibrate import CASES
 from pe_parity.check import DEFAULT_LENGTH, ParityCheck, check_parity, default_model
 from pe_parity.report import failure_line, to_json, to_lines
@@ -82,31 +75,32 @@ def run(options: ParityOptions) -> int:
         ("float64", "float32") if options.precision is None else (options.precision,)  # type: ignore[assignment]
     )
     models = _models(options)
-    engine_types = _installed()
     if options.calibrate is not None:
         return calibration_report.run_calibration(
-            engine_types,
+            engine_types(),
             options.calibrate,
             None if options.report is None else Path(options.report),
         )
     if options.report is not None:
         return evidence.run_report(
-            engine_types, Path(options.report), options.steps or evidence.FLOOR_STEPS
+            engine_types(), Path(options.report), options.steps or evidence.FLOOR_STEPS
         )
+    compared = forward_types() if options.depth == "forward" else engine_types()
     passed = True
     studies: dict[str, Any] = {}
     console.print(
         "Worst relative distance to the referee, of each framework, and between the frameworks. "
         "The referee:"
     )
+    trained = f", {next(iter(compared))} in float64 for all that training adds"
     console.print(
-        f"the reference in NumPy float64 for taps and loss, {next(iter(engine_types))} in "
-        "float64 for all that training adds."
+        "the reference in NumPy float64 for taps and loss"
+        f"{'' if options.depth == 'forward' else trained}."
     )
     for name, config in models.items():
-        with console.status(f"{name}: running {' and '.join(engine_types)}"):
+        with console.status(f"{name}: running {' and '.join(compared)}"):
             found = check_parity(
-                engine_types,
+                compared,
                 config,
                 precisions,
                 depth=options.depth,  # type: ignore[arg-type]
@@ -127,29 +121,12 @@ def run(options: ParityOptions) -> int:
         options.json,
         {"passed": passed, "depth": options.depth, "studies": studies, "versions": versions()},
     )
-    if len(engine_types) < len(FRAMEWORKS):
-        agreement = (
-            f"{next(iter(engine_types))} keeps its budgets."
-            if passed
-            else f"{next(iter(engine_types))} leaves its budgets."
-        )
+    if len(compared) == 1:
+        agreement = f"{next(iter(compared))} {'keeps' if passed else 'leaves'} its budgets."
     else:
         agreement = "The frameworks agree." if passed else "The frameworks do not agree."
     console.print(f"\n{agreement}")
     return 0 if passed else 1
-
-
-def _installed() -> dict[str, EngineType]:
-    """Return the engines that are here, and say what is missing; raise where none is."""
-    missing = [name for name in FRAMEWORKS if missing_packages(name)]
-    if len(missing) == len(FRAMEWORKS):
-        require_framework(missing[0])
-    for name in missing:
-        console.print(
-            f"Without {name}, nothing is compared between frameworks; install it with: pip "
-            f"install 'positional-encoding[{name}]'"
-        )
-    return {name: engine_type(name) for name in FRAMEWORKS if name not in missing}
 
 
 def _check_report(options: ParityOptions) -> None:

@@ -13,13 +13,7 @@ from pe_core.data import DATA_NAMES, Sequences, Standardisation, load, read
 from pe_core.errors import UserValueError, require_integer
 from pe_core.model.config import ComputeConfig, Features
 from pe_core.storage.model_directory import CONFIG_FILE, SavedModel, load_model
-from pe_core.training.backends import (
-    FRAMEWORKS,
-    engine_type,
-    missing_packages,
-    require_framework,
-    versions,
-)
+from pe_core.training.backends import backends, forward_type, require_backend, versions
 from pe_core.training.config import TrainConfig
 from pe_core.training.data_checks import check_sequences
 from pe_core.training.loop import predict
@@ -54,10 +48,8 @@ class PredictOptions:
 def run(options: PredictOptions) -> int:
     """Print the class of each sequence and the accuracy where the labels are known."""
     compute = ComputeConfig(precision=options.precision)  # type: ignore[arg-type]  # text from outside; the config checks it
-    framework = options.framework or next(
-        (name for name in FRAMEWORKS if not missing_packages(name)), FRAMEWORKS[0]
-    )
-    require_framework(framework)
+    framework = options.framework or _first_installed()
+    require_backend(framework)
     check_json(options.json)
     folder = Path(options.model)
     folder = folder / MODEL_FOLDER if (folder / MODEL_FOLDER).is_dir() else folder
@@ -66,7 +58,7 @@ def run(options: PredictOptions) -> int:
     sequences = _sequences(
         options, saved, names, standardisation, seed if options.seed is None else options.seed
     )
-    engine = engine_type(framework)(saved.config, saved.arrays, TrainConfig(), compute, 0)
+    engine = forward_type(framework)(saved.config, saved.arrays, TrainConfig(), compute, 0)
     logits = predict(engine, sequences, min(BATCH_SIZE, sequences.count)).astype(np.float64)
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
@@ -86,6 +78,12 @@ def run(options: PredictOptions) -> int:
         console.print(f"accuracy {record['accuracy']:.3f} over {len(best):,} sequences")
     write_json(options.json, record)
     return 0
+
+
+def _first_installed() -> str:
+    """Return the first backend that is installed; the first of all where none is."""
+    known = backends()
+    return next((name for name in known if not known[name].missing()), next(iter(known)))
 
 
 def _print(

@@ -13,7 +13,7 @@ from pe_core.errors import UserValueError, require_integer, require_one_of
 from pe_core.model.config import ComputeConfig, ModelConfig
 from pe_core.storage.files import SIGNATURE, require_signature
 from pe_core.storage.model_directory import is_saved
-from pe_core.training.backends import FRAMEWORKS, engine_type, require_framework
+from pe_core.training.backends import backends, engine_type, require_backend
 from pe_core.training.config import TrainConfig
 from pe_core.training.loop import train
 from pe_core.training.run_directory import CONFIG_FILE, MODEL_FOLDER, RunDirectory
@@ -67,7 +67,7 @@ def run(options: ResumeOptions) -> int:
             TrainConfig.from_json(record["train"]),
         )
         compute, source = ComputeConfig(**record["compute"]), _source(record["source"])
-        require_one_of("framework", record["framework"], FRAMEWORKS)
+        require_one_of("framework", record["framework"], tuple(backends()))
         framework = options.framework or record["framework"]
         if unknown := set(record) - FIELDS:
             raise UserValueError(f"unknown field {min(unknown)[:40]!r}")
@@ -76,7 +76,7 @@ def run(options: ResumeOptions) -> int:
             f"{directory.path / CONFIG_FILE} is not that of a run ({error}); restore it from a copy"
         ) from None
     require_signature(directory.path / CONFIG_FILE, record)
-    require_framework(framework)
+    require_backend(framework)
     if is_saved(directory.path / MODEL_FOLDER):
         raise UserValueError(
             f"{options.run} is finished, its model is in {directory.path / MODEL_FOLDER}; train "

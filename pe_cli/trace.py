@@ -11,7 +11,7 @@ from pe_cli.reporting import check_file, console
 from pe_core.errors import UserValueError, require_integer, require_one_of
 from pe_core.model.config import ComputeConfig, Precision
 from pe_core.storage.model_directory import load_model
-from pe_core.training.backends import FRAMEWORKS, count_weights, engine_type, versions
+from pe_core.training.backends import backends, count_weights, engine_type, forward_type, versions
 from pe_core.training.config import TrainConfig
 from pe_core.training.run_directory import MODEL_FOLDER
 from pe_parity.check import default_model
@@ -54,9 +54,11 @@ def run(options: TraceOptions) -> int:
     require_one_of("depth", options.depth, DEPTHS)
     require_integer("seed", options.seed, 0, (1 << 63) - 1)
     compute = ComputeConfig(precision=options.precision)  # type: ignore[arg-type]  # text from outside; the config checks it
-    if options.impl not in FRAMEWORKS and options.depth != "forward":
+    known = backends()
+    if options.impl not in known and options.depth != "forward":
         raise UserValueError(
-            f"--depth {options.depth} needs --impl torch or flax, got --impl {options.impl}; "
+            f"--depth {options.depth} needs --impl {' or '.join(known)}, got --impl "
+            f"{options.impl}; "
             "take --depth forward"
         )
     check_file("out", options.out)
@@ -76,10 +78,10 @@ def _traced(options: TraceOptions, precision: Precision, depth: Depth) -> TraceF
         given.config, train, None if depth == "run" else 1, masked=options.masked
     )
     given = replace(given, inputs=batches[0].inputs, mask=batches[0].mask)
-    if options.impl in FRAMEWORKS:
+    if options.impl in backends():
         compute = ComputeConfig(precision=precision)
         found = trace(
-            engine_type(options.impl),
+            (forward_type if depth == "forward" else engine_type)(options.impl),
             given.config,
             given.weights,
             batches,

@@ -12,7 +12,7 @@ from pe_core.data import DATA_NAMES, Dataset, load, steps_per_epoch
 from pe_core.encodings import parse_encoding
 from pe_core.errors import require_integer
 from pe_core.model.config import ComputeConfig, Features, ModelConfig, Tokens
-from pe_core.training.backends import count_weights, engine_type, require_framework, versions
+from pe_core.training.backends import count_weights, engine_type, require_backend, versions
 from pe_core.training.config import TrainConfig
 from pe_core.training.data_checks import check_data
 from pe_core.training.loop import TrainResult, train
@@ -121,7 +121,7 @@ def run(options: TrainOptions) -> int:
     """Train, save and say what came of it."""
     compute = ComputeConfig(precision=options.precision, dropout_rng=options.dropout_rng)  # type: ignore[arg-type]
     settings = train_config(options)
-    require_framework(options.framework)
+    backend = require_backend(options.framework)
     check_json(options.json)
     for name, value in (
         ("checkpoint_every", options.checkpoint_every),
@@ -152,12 +152,8 @@ def run(options: TrainOptions) -> int:
     console.print(
         f"{data.name}: {parts}; length {data.length}, {width}, {len(data.class_names)} classes"
     )
-    package = {"torch": "torch", "flax": "jax"}[options.framework]
     size = f"{weights:,} weights, {steps:,} {'step' if steps == 1 else 'steps'}"
-    console.print(
-        f"{package} {found.get(package, '')}, {options.precision}, encoding {options.encoding}: "
-        f"{size}"
-    )
+    console.print(f"{backend.title()}, {options.precision}, encoding {options.encoding}: {size}")
     with TrainReporter(settings.epochs, steps, "training") as reporter:
         result = train(
             make,

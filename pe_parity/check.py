@@ -15,7 +15,7 @@ from pe_core.model.config import ComputeConfig, Features, ModelConfig, Precision
 from pe_core.model.initial import initial_arrays
 from pe_core.model.random import DATA, derive, normal, uniform
 from pe_core.training.config import TrainConfig
-from pe_core.training.engine import EngineType
+from pe_core.training.engine import ForwardEngineType
 from pe_parity.compare import Comparison, compare
 from pe_parity.trace import Depth, Trace, moved_arrays, reference_trace, trace
 
@@ -78,7 +78,7 @@ def default_batches(config: ModelConfig, train: TrainConfig, steps: int | None) 
 
 
 def check_parity(
-    engine_types: Mapping[str, EngineType],
+    engine_types: Mapping[str, ForwardEngineType],
     config: ModelConfig,
     precisions: tuple[Precision, ...],
     *,
@@ -128,7 +128,7 @@ def check_parity(
 
 
 def _traces(
-    engine_types: Mapping[str, EngineType],
+    engine_types: Mapping[str, ForwardEngineType],
     config: ModelConfig,
     arrays: Mapping[str, np.ndarray],
     found: list[Batch],

@@ -17,9 +17,10 @@ from typing import Literal
 import numpy as np
 
 from pe_core.data import Batch
+from pe_core.errors import UserTypeError
 from pe_core.model.config import ComputeConfig, ModelConfig
 from pe_core.training.config import TrainConfig
-from pe_core.training.engine import EngineType
+from pe_core.training.engine import Engine, ForwardEngineType
 from pe_parity.adam_noise import signals
 from pe_parity.reference import cross_entropy, forward
 
@@ -29,7 +30,7 @@ DEPTHS: tuple[Depth, ...] = ("forward", "gradient", "step", "run")
 
 
 def trace(
-    engine_type: EngineType,
+    engine_type: ForwardEngineType,
     config: ModelConfig,
     arrays: Mapping[str, np.ndarray],
     batches: Iterable[Batch],
@@ -39,10 +40,10 @@ def trace(
     compute: ComputeConfig | None = None,
     dropout: bool = False,
 ) -> Trace:
-    """Return the trace of a framework.
+    """Return the trace of a backend.
 
     Args:
-        engine_type: a wing's engine.
+        engine_type: a backend's engine; beyond depth "forward", one that trains.
         config: what the model is.
         arrays: its weights.
         batches: the first is traced; a run takes a step with each.
@@ -59,6 +60,8 @@ def trace(
     found: Trace = dict(engine.taps(steps[0], step))
     if depth == "forward":
         return found
+    if not isinstance(engine, Engine):
+        raise UserTypeError(f"depth={depth!r} needs an engine that trains; take depth='forward'")
     found |= {
         f"gradient/{name}": gradient
         for name, gradient in engine.gradients(steps[0], step)[1].items()

@@ -1,6 +1,6 @@
 """One frozen dataclass per positional encoding: its options, valid from birth.
 
-The formulas stand in `pe_parity/reference/`, the layers in each wing's `encodings/`. The list is
+The formulas stand in `pe_parity/reference/`, the layers in each backend's `encodings/`. The list is
 closed: a name in a file picks one of these and nothing else.
 """
 

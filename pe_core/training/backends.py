@@ -1,76 +1,142 @@
-"""Reaching a wing by its name."""
+"""Finding the backends: each is an entry point `name = "module:Engine"` of some distribution.
+
+This is the only place where they are looked up. A backend needs the packages of that extra of its
+distribution that bears its name; a distribution without such an extra needs nothing more than what
+was installed with it. So whether a backend is installed, and what would install it, is known
+without importing it.
+"""
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
-import importlib.util
 import math
 import os
 import platform
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
-from pe_core.errors import UserMemoryError, UserModuleNotFoundError, require_one_of
+from packaging.requirements import Requirement
+
+from pe_core.errors import (
+    UserMemoryError,
+    UserModuleNotFoundError,
+    UserValueError,
+    require_one_of,
+)
 from pe_core.model.config import ModelConfig
 from pe_core.model.parameters import parameters
-from pe_core.training.engine import EngineType
+from pe_core.training.engine import EngineType, ForwardEngineType, can_train
 
-FRAMEWORKS: Final = ("torch", "flax")
-# What each wing needs, and the packages whose versions a report names.
-REQUIREMENTS: Final = {"torch": ("torch",), "flax": ("jax", "flax", "optax")}
-REPORTED: Final = ("positional-encoding", "numpy", "torch", "jax", "flax", "optax")
+GROUP: Final = "positional_encoding.backends"
+DISTRIBUTION: Final = "positional-encoding"
 # A weight in training, its gradient and the two moments of Adam, in float32; less than what is
 # really needed.
 BYTES_PER_WEIGHT: Final = 16
 
 
-def missing_packages(framework: str) -> list[str]:
-    """Return the packages that a framework needs and that are not installed."""
-    return [name for name in REQUIREMENTS[framework] if not _found(name)]
+@dataclass(frozen=True)
+class Backend:
+    """A backend that a distribution registers, installed or not.
 
-
-def require_framework(framework: str) -> None:
-    """Raise one clear line where a framework cannot be used; imports nothing.
-
-    Raises:
-        ValueError: an unknown framework.
-        ModuleNotFoundError: it is not installed; the line has the extra that installs it.
+    Args:
+        name: of its entry point.
+        entry: its entry point.
+        distribution: the distribution that registers it.
+        packages: the distributions of the extra that bears its name.
     """
-    require_one_of("framework", framework, FRAMEWORKS)
-    missing = missing_packages(framework)
-    if missing:
-        raise UserModuleNotFoundError(
-            f"framework {framework!r} needs {', '.join(missing)}, not installed here; "
-            f"install with: pip install 'positional-encoding[{framework}]'"
-        )
+
+    name: str
+    entry: importlib.metadata.EntryPoint
+    distribution: str
+    packages: tuple[str, ...]
+
+    @property
+    def requirement(self) -> str:
+        """What pip installs to make it work."""
+        return f"{self.distribution}[{self.name}]" if self.packages else self.distribution
+
+    def missing(self) -> list[str]:
+        """Return the packages that it needs and that are not installed."""
+        return [name for name in self.packages if _version(name) is None]
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of the packages that it needs; its own where it needs none."""
+        names = self.packages or (self.distribution,)
+        return {name: version for name in names if (version := _version(name)) is not None}
+
+    def title(self) -> str:
+        """Return the versions for people, or what installs it."""
+        if self.missing():
+            return f"not installed; install with: pip install '{self.requirement}'"
+        return ", ".join(f"{name} {version}" for name, version in self.versions().items())
 
 
-def engine_type(framework: str) -> EngineType:
-    """Return a wing's engine.
+def backends() -> dict[str, Backend]:
+    """Return the backends that are registered, by name.
+
+    Those of this project come first, so that installing another changes no default; of these, the
+    one that needs the fewest packages.
 
     Raises:
-        ValueError: an unknown framework.
+        ModuleNotFoundError: none is registered.
+    """
+    found = _registered()
+    if not found:
+        raise UserModuleNotFoundError(
+            "no backend is registered, because this project is not installed; in its folder, run: "
+            "pip install -e ."
+        )
+    return found
+
+
+def require_backend(name: str) -> Backend:
+    """Return a backend that can be used here; imports nothing.
+
+    Raises:
+        ValueError: an unknown name.
+        ModuleNotFoundError: it is not installed; the line says what installs it.
+    """
+    known = backends()
+    require_one_of("framework", name, tuple(known))
+    backend = known[name]
+    if missing := backend.missing():
+        raise UserModuleNotFoundError(
+            f"framework {name!r} needs {', '.join(missing)}, not installed here; "
+            f"install with: pip install '{backend.requirement}'"
+        )
+    return backend
+
+
+def forward_type(name: str) -> ForwardEngineType:
+    """Return a backend's engine, which may be one that only predicts.
+
+    Raises:
+        ValueError: an unknown name.
         ModuleNotFoundError: it is not installed, or cannot be imported.
     """
-    require_framework(framework)
+    backend = require_backend(name)
     try:
-        return cast(EngineType, importlib.import_module(f"pe_{framework}.engine").Engine)
+        return cast(ForwardEngineType, backend.entry.load())
     except ImportError as error:
         raise UserModuleNotFoundError(
-            f"framework {framework!r} is installed but cannot be imported ({error}); "
-            f"install it again: pip install --force-reinstall 'positional-encoding[{framework}]'"
+            f"framework {name!r} is installed but cannot be imported ({error}); "
+            f"install it again: pip install --force-reinstall '{backend.requirement}'"
         ) from error
 
 
-def _found(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except (
-        ImportError,
-        ValueError,
-    ):  # what finders raise for a package that is blocked or half removed
-        return False
+def engine_type(name: str) -> EngineType:
+    """Return a backend's engine.
+
+    Raises:
+        ValueError: an unknown name, or an engine that only predicts.
+        ModuleNotFoundError: it is not installed, or cannot be imported.
+    """
+    found = forward_type(name)
+    if not can_train(found):
+        others = ", ".join(other for other in backends() if other != name)
+        raise UserValueError(f"framework {name!r} only predicts; take another, of: {others}")
+    return found
 
 
 def count_weights(config: ModelConfig) -> int:
@@ -93,13 +159,45 @@ def count_weights(config: ModelConfig) -> int:
 def versions() -> dict[str, Any]:
     """Return the versions and the machine that figures depend on."""
     found: dict[str, Any] = {"python": platform.python_version()}
-    for name in REPORTED:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    for name in (DISTRIBUTION, "numpy"):
+        if (version := _version(name)) is not None:
+            found[name] = version
+    for backend in _registered().values():
+        found |= backend.versions()
     found |= {"machine": platform.machine(), "cores": os.cpu_count(), "processor": _processor()}
     return found | {"threads": os.environ.get("OMP_NUM_THREADS", "default")}
+
+
+def _registered() -> dict[str, Backend]:
+    registered = [_backend(entry) for entry in importlib.metadata.entry_points(group=GROUP)]
+    registered.sort(key=lambda one: (one.distribution != DISTRIBUTION, len(one.packages), one.name))
+    found: dict[str, Backend] = {}
+    for backend in registered:
+        found.setdefault(backend.name, backend)
+    return found
+
+
+def _backend(entry: importlib.metadata.EntryPoint) -> Backend:
+    assert entry.dist is not None
+    names = [_required(text, entry.name) for text in entry.dist.requires or ()]
+    return Backend(entry.name, entry, entry.dist.name, tuple(name for name in names if name))
+
+
+def _required(text: str, extra: str) -> str | None:
+    """Return the name in a requirement where the extra asks for it and its marker holds here."""
+    requirement = Requirement(text)
+    marker = requirement.marker
+    # A marker that holds without the extra is one of what is always installed.
+    if marker is None or marker.evaluate({"extra": ""}) or not marker.evaluate({"extra": extra}):
+        return None
+    return requirement.name
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

@@ -23,9 +23,7 @@ def check_data(config: ModelConfig, data: Dataset) -> None:
 
 
 def check_sequences(config: ModelConfig, sequences: Sequences, what: str) -> None:
-    """Raise a ValueError unless the sequences fit the inputs and the tables of positions of the
-    model.
-    """
+    """Raise a ValueError unless the sequences fit the model's inputs and learned tables."""
     if isinstance(config.inputs, Features):
         if sequences.num_features != config.inputs.num_features:
             found = (

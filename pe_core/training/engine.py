@@ -1,9 +1,13 @@
-"""What a wing's engine offers, for those that drive one without knowing which."""
+"""What a backend's engine offers to code that runs one without knowing which.
+
+`ForwardEngine` is enough for `pe predict` and for a comparison of depth "forward"; everything else
+takes an `Engine`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 
@@ -15,7 +19,20 @@ from pe_core.training.config import TrainConfig
 METRICS: Final = ("loss", "correct", "weight", "gradient_norm")
 
 
-class Engine(Protocol):
+class ForwardEngine(Protocol):
+    """A model ready to predict."""
+
+    def predict(self, batch: Batch) -> np.ndarray:
+        """Return the logits of a batch, (batch, num_classes)."""
+
+    def taps(self, batch: Batch, step: int | None = None) -> dict[str, np.ndarray]:
+        """Return the named intermediates of a forward pass and the loss, in evaluation mode, or
+        with the dropout of a step.
+        """
+
+
+@runtime_checkable
+class Engine(ForwardEngine, Protocol):
     """A model in training, or ready to predict."""
 
     def train_step(self, batch: Batch, step: int) -> Any:
@@ -24,9 +41,6 @@ class Engine(Protocol):
     def evaluate(self, batch: Batch) -> Any:
         """Return the metrics of a batch, not waited for."""
 
-    def predict(self, batch: Batch) -> np.ndarray:
-        """Return the logits of a batch."""
-
     def read(self, metrics: Sequence[Any]) -> np.ndarray:
         """Wait for metrics and return them as rows of float64."""
 
@@ -34,9 +48,6 @@ class Engine(Protocol):
         self, batch: Batch, step: int | None = None
     ) -> tuple[float, dict[str, np.ndarray]]:
         """Return the loss and all gradients."""
-
-    def taps(self, batch: Batch, step: int | None = None) -> dict[str, np.ndarray]:
-        """Return the named intermediates of a forward pass and the loss."""
 
     def weights(self) -> dict[str, np.ndarray]:
         """Return the weights under their canonical names."""
@@ -48,8 +59,23 @@ class Engine(Protocol):
         """Take over a state."""
 
 
-class EngineType(Protocol):
-    """How an engine is made."""
+class ForwardEngineType(Protocol):
+    """The class of an engine that may be unable to train."""
+
+    def __call__(
+        self,
+        config: ModelConfig,
+        arrays: Mapping[str, np.ndarray],
+        train: TrainConfig,
+        compute: ComputeConfig,
+        total_steps: int,
+        device: str | None = None,
+    ) -> ForwardEngine:
+        """Return an engine."""
+
+
+class EngineType(ForwardEngineType, Protocol):
+    """The class of an engine that trains."""
 
     def __call__(
         self,
@@ -61,3 +87,8 @@ class EngineType(Protocol):
         device: str | None = None,
     ) -> Engine:
         """Return an engine."""
+
+
+def can_train(engine_type: ForwardEngineType) -> TypeGuard[EngineType]:
+    """Return whether the engines of a class have all that training needs."""
+    return isinstance(engine_type, type) and issubclass(engine_type, Engine)

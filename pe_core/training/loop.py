@@ -1,7 +1,7 @@
-"""The loop, once for every framework: epochs, order, metrics, checkpoints, and the stop at a number
+"""The training loop of every backend: epochs, order, metrics, checkpoints, and the stop at a number
 that is not finite.
 
-It drives a wing's engine. A batch is a function of (seed, epoch, step), so a run goes on from its
+It runs a backend's engine. A batch is a function of (seed, epoch, step), so a run resumes from its
 state and two integers.
 """
 
@@ -21,7 +21,7 @@ from pe_core.model.initial import initial_arrays
 from pe_core.storage.model_directory import SavedModel, save_model
 from pe_core.training.config import TrainConfig
 from pe_core.training.data_checks import check_data
-from pe_core.training.engine import Engine, EngineType
+from pe_core.training.engine import Engine, EngineType, ForwardEngine
 from pe_core.training.interrupts import StopRequest, stop_requests
 from pe_core.training.reporter import Reporter, Silent
 from pe_core.training.run_directory import (
@@ -83,12 +83,12 @@ def train(
     """Train a classifier, from its initial weights or from where a run stopped, and return the run.
 
     Args:
-        engine_type: the engine of a wing.
+        engine_type: the engine of a backend.
         config: what the model is.
         data: training, validation and perhaps test part.
         train: what the run is.
         compute: how it is computed.
-        reporter: is told of steps and epochs.
+        reporter: prints steps and epochs.
         out: where the run's files go; None writes none.
         description: what else `config.json` of the run says, such as framework and versions.
         checkpoint_every: steps between checkpoints; at the end of every epoch when None.
@@ -183,7 +183,7 @@ def evaluate(engine: Engine, sequences: Sequences, batch_size: int) -> tuple[flo
     return means["evaluated_loss"], means["evaluated_accuracy"]
 
 
-def predict(engine: Engine, sequences: Sequences, batch_size: int) -> np.ndarray:
+def predict(engine: ForwardEngine, sequences: Sequences, batch_size: int) -> np.ndarray:
     """Return the logits of all sequences, (count, num_classes)."""
     return np.concatenate(
         [engine.predict(batch)[batch.weights > 0] for batch in batches(sequences, batch_size)]

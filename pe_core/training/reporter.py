@@ -1,4 +1,4 @@
-"""What a run reports while it goes."""
+"""The progress of a run: who is called after each step and epoch."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pe_core.training.run_directory import EpochRecord
 
 
 class Reporter(Protocol):
-    """What a run tells while it goes."""
+    """Receives the progress of a run."""
 
     def steps(self, done: int, total: int, loss: float) -> None:
-        """So many steps are done."""
+        """Report that `done` of `total` steps are done."""
 
     def epoch(self, record: EpochRecord) -> None:
-        """An epoch is done."""
+        """Report an epoch."""
 
     def note(self, text: str) -> None:
-        """Something that the user should know."""
+        """Report something that the user should know."""
 
 
 class Silent:
-    """Tells nothing."""
+    """Reports nothing."""
 
     def steps(self, done: int, total: int, loss: float) -> None:
         """Do nothing."""
