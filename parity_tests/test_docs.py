@@ -55,13 +55,3 @@ def test_the_port_gone_wrong_is_as_shown(
                 FIGURE.sub("#", line) for line in shown.rstrip().splitlines()
             ]
     assert codes == [0, 0, 1, 0, 0]
-
-
-def test_the_comparison_can_fail() -> None:
-    assert (
-        FIGURE.sub("#", "head  5.2e-06  2.0e-06  ok")
-        == "head  #  #  ok"
-        != FIGURE.sub("#", "head  5.2e-06  2.0e-06  FAILED")
-    )
-    assert commands("$ pe a b\nc\nd\n$ pe e\nf\n") == [(["a", "b"], "c\nd\n"), (["e"], "f\n")]
-    assert edited("a\nb\n", "-b\n+c\n") == "a\nc\n"

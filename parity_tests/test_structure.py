@@ -1,19 +1,30 @@
-"""The rules of the house hold, and each guard can fail."""
+"""Imports follow the layers, the backends mirror each other, modules are short, and the wheel holds
+the packages alone; each check can fail.
+"""
 
+import ast
 import re
 import subprocess
 import sys
-import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from parity_tests import guards
-
 ROOT = Path(__file__).resolve().parent.parent
+# Each package and what it may import; the rules themselves stand in its ruff.toml.
+MAY_IMPORT = {
+    "pe_core": set(),
+    "pe_torch": {"pe_core", "torch"},
+    "pe_flax": {"pe_core", "jax", "jaxlib", "flax", "optax"},
+    "pe_parity": {"pe_core"},
+    "pe_cli": {"pe_core", "pe_parity"},
+}
+FRAMEWORKS = {"torch", "jax", "jaxlib", "flax", "optax"}
+MAX_LINES = 400
+VAGUE_NAMES = {"utils", "util", "common", "helpers", "helper", "misc", "base"}
 
-# Where the wings may differ: `file: name` -> the reason.
+# Where the backends may differ: `file: name` -> the reason.
 MIRROR_EXCEPTIONS = {
     "__init__.py: __all__": "an optimizer is a class in torch and a function in optax: Adam, adam",
     "dropout.py: DropoutCount": "nnx keeps what changes in a variable, torch in any attribute",
@@ -34,216 +45,161 @@ MIRROR_EXCEPTIONS = {
 
 
 def plant(root: Path, files: dict[str, str]) -> Path:
-    """Write a small house with two equal wings, and then the given files over it."""
-    good = {f"{folder}/__init__.py": "__all__ = []\n" for folder in guards.PACKAGES}
-    good |= {
-        "pe_core/training/backends.py": "import importlib\nimportlib.import_module(name)\n",
-        "pe_core/training/__init__.py": "",
-        "pe_parity/reference/__init__.py": "",
-    }
-    good |= {"scripts/train.py": "from pe_cli.main import main\n"}
-    good |= {"pe_torch/layer.py": "class Layer:\n    def forward(self, x, *, mask=None): ...\n"}
-    good |= {"pe_flax/layer.py": "class Layer:\n    def __call__(self, x, *, mask=None): ...\n"}
-    for name, text in (good | files).items():
+    for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     return root
 
 
-def test_imports_point_one_way() -> None:
-    assert guards.import_violations(ROOT) == []
+def python(root: Path, *arguments: str, code: int = 0) -> str:
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    return done.stdout
 
 
-@pytest.mark.parametrize(
-    ("file", "text", "found"),
-    [
-        (
-            "pe_core/data.py",
-            "import numpy\ndef load():\n    import torch.utils.data\n",
-            "imports torch",
-        ),
-        ("pe_core/data.py", "from jax import numpy\n", "imports jax"),
-        (
-            "pe_core/data.py",
-            "import importlib\nimportlib.import_module('pe_flax')\n",
-            "imports pe_flax",
-        ),
-        (
-            "pe_core/data.py",
-            (
-                "from importlib import import_module as load\nfrom pe_cli.main import "
-                "main\n__import__(name)\n"
-            ),
-            "imports ?",
-        ),
-        ("pe_cli/train.py", "import pe_torch\n", "imports pe_torch"),
-        ("pe_torch/engine.py", "import jax.numpy as jnp\n", "imports jax.numpy"),
-        ("pe_torch/engine.py", "from pe_parity import reference\n", "imports pe_parity"),
-        ("pe_torch/engine.py", "from pe_flax.layer import Layer\n", "imports pe_flax.layer"),
-        ("pe_flax/engine.py", "from torch import nn\n", "imports torch"),
-        ("pe_flax/engine.py", "from parity_tests import guards\n", "imports parity_tests"),
-        ("pe_core/__init__.py", "from pe_parity.reference import additive\n", "pe_flax -> "),
-        ("scripts/train.py", "import pe_torch\n", "imports pe_torch"),
-    ],
-)
-def test_the_import_guard_can_fail(tmp_path: Path, file: str, text: str, found: str) -> None:
-    files = {"pe_flax/__init__.py": "import pe_core\n__all__ = []\n"}
-    assert guards.import_violations(plant(tmp_path, files)) == []
-    found = re.escape(found).replace(r"pe_flax\ \->\ ", r"pe_flax:1 -> pe_core:1 imports pe_parity")
-    assert re.search(
-        found, "\n".join(guards.import_violations(plant(tmp_path, files | {file: text})))
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_ruff_refuses_what_a_package_may_not_import(tmp_path: Path, package: str) -> None:
+    names = sorted({*MAY_IMPORT, *FRAMEWORKS, "parity_tests"} - {package})
+    tables = ("pyproject.toml", f"{package}/ruff.toml")
+    plant(tmp_path, {name: (ROOT / name).read_text() for name in tables})
+    plant(tmp_path, {f"{package}/planted.py": "".join(f"import {name} as x\n" for name in names)})
+    options = ["-m", "ruff", "check", "--no-cache", "--select=TID251", "--output-format=concise"]
+    found = python(tmp_path, *options, package, code=1)
+    refused = {names[int(line) - 1] for line in re.findall(r"planted\.py:(\d+):", found)}
+    assert refused == set(names) - MAY_IMPORT[package]
+
+
+IMPORT_ALL = """
+import importlib, pkgutil, sys, {package} as package
+for module in pkgutil.walk_packages(package.__path__, "{package}."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+print(*{{name.split(".")[0] for name in sys.modules}})
+"""
+
+
+def loaded(root: Path, package: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has loaded after all modules of a package."""
+    return set(python(root, "-c", IMPORT_ALL.format(package=package)).split())
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_a_package_loads_no_framework_but_its_own(package: str) -> None:
+    assert not loaded(ROOT, package) & (
+        {*MAY_IMPORT, *FRAMEWORKS} - {package, *MAY_IMPORT[package]}
     )
 
 
-@pytest.mark.parametrize("package", guards.PACKAGES)
-def test_ruff_bans_the_same_names(tmp_path: Path, package: str) -> None:
-    table = (ROOT / package / "ruff.toml").read_text()
-    banned = tomllib.loads(table)["lint"]["flake8-tidy-imports"]["banned-api"]
-    assert set(banned) == set(guards.BANNED[package])
-    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
-    planted = [f"import {name} as planted" for name in banned]
-    plant(
-        tmp_path,
-        {
-            f"{package}/ruff.toml": table,
-            f"{package}/planted.py": "\n".join(["import numpy as np", *planted]),
-        },
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "ruff",
-        "check",
-        "--no-cache",
-        "--select",
-        "TID251",
-        "--output-format",
-        "concise",
-        package,
-    ]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert re.findall(r"planted\.py:(\d+):", run.stdout) == [
-        str(line) for line in range(2, len(banned) + 2)
-    ], run.stdout + run.stderr
+def test_an_import_at_run_time_is_seen(tmp_path: Path) -> None:
+    files = {"jax.py": "", "pe_torch/__init__.py": "", "pe_torch/layer.py": "__import__('jax')"}
+    assert "jax" in loaded(plant(tmp_path, files), "pe_torch")
 
 
-@pytest.mark.parametrize("package", guards.PACKAGES)
-def test_a_fresh_interpreter_leaves_the_other_framework_out(package: str) -> None:
-    assert not guards.loaded_after(ROOT, f"import {package}") & set(guards.BANNED[package])
+def signature(function: ast.FunctionDef) -> str:
+    """Names, kinds and defaults of the parameters, without what the two frameworks spell apart."""
+    arguments = function.args
+    named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    for argument in (*named, arguments.vararg, arguments.kwarg):
+        if argument:
+            argument.annotation = None
+    marks = [ast.unparse(mark) for mark in function.decorator_list]
+    kinds = [mark for mark in marks if mark in {"property", "classmethod", "staticmethod"}]
+    text = re.sub(r"\b(torch|jax\.numpy|jnp|jax)\.", "", ast.unparse(arguments))
+    return f"{' '.join(kinds)}({text})"
 
 
-def test_the_fresh_interpreter_guard_can_fail(tmp_path: Path) -> None:
-    plant(
-        tmp_path,
-        {
-            "jax.py": "",
-            "pe_torch/__init__.py": "from pe_torch import layer",
-            "pe_torch/layer.py": "__import__('jax')",
-        },
-    )
-    assert "jax" in guards.loaded_after(tmp_path, "import pe_torch")
-    assert "jax" not in guards.loaded_after(tmp_path, "import pe_flax")
-    with pytest.raises(RuntimeError, match="No module named 'pe_nothing'"):
-        guards.loaded_after(tmp_path, "import pe_nothing")
+def interface(body: list[ast.stmt], prefix: str = "", *, record: bool = False) -> dict[str, str]:
+    """Public functions, classes, methods and the fields of records, and `__all__`."""
+    found = {}
+    for node in body:
+        match node:
+            case ast.FunctionDef(name="forward" | "__call__") if prefix:
+                found[f"{prefix}__call__"] = signature(node)
+            case ast.FunctionDef(name=name) if name[0] != "_" or name == "__init__":
+                found[prefix + name] = signature(node)
+            case ast.ClassDef(name=name) if name[0] != "_":
+                marks = " ".join(map(ast.unparse, [*node.decorator_list, *node.bases]))
+                fields = "dataclass" in marks or "NamedTuple" in marks
+                found[name] = "record" if fields else "class"
+                found |= interface(node.body, f"{name}.", record=fields)
+            case ast.AnnAssign(target=target, value=value) if record:
+                found[prefix + ast.unparse(target)] = ast.unparse(value) if value else "required"
+            case ast.Assign(targets=[ast.Name(id="__all__")], value=value):
+                found["__all__"] = ast.unparse(value)
+    return found
 
 
-def test_the_wings_mirror_each_other() -> None:
-    assert guards.mirror_violations(ROOT, MIRROR_EXCEPTIONS) == []
+def mirror_violations(root: Path, exceptions: dict[str, str]) -> list[str]:
+    """Where the backends differ in files, `__all__` or signatures, and exceptions without need."""
+
+    def offered(package: str) -> dict[tuple[str, str], str]:
+        files = {
+            str(file.relative_to(root / package)): file for file in (root / package).rglob("*.py")
+        }
+        return {(path, ""): "a file" for path in files} | {
+            (path, name): text
+            for path, file in files.items()
+            for name, text in interface(ast.parse(file.read_text()).body).items()
+        }
+
+    torch, flax = offered("pe_torch"), offered("pe_flax")
+    found, used = [], set()
+    for path, name in sorted(torch.keys() | flax.keys()):
+        one, other = (side.get((path, name), "missing") for side in (torch, flax))
+        # An exception for a class holds for its members.
+        entry = f"{path}: {name.split('.')[0]}"
+        if one != other:
+            used.add(entry)
+            found += [] if entry in exceptions else [f"{path}: {name}: torch {one}, flax {other}"]
+    return found + [f"{entry}: needs no exception" for entry in exceptions if entry not in used]
 
 
-@pytest.mark.parametrize(
-    ("file", "text", "found"),
-    [
-        ("pe_torch/attention.py", "", "attention.py: file: pe_torch present, pe_flax missing"),
-        ("pe_flax/__init__.py", "__all__ = ['Layer']\n", "__init__.py: __all__"),
-        (
-            "pe_flax/layer.py",
-            "class Layer:\n    def __call__(self, x, *, mask): ...\n",
-            "layer.py: Layer.__call__",
-        ),
-        (
-            "pe_flax/layer.py",
-            "class Layer:\n    def __call__(self, x, mask=None): ...\n",
-            "layer.py: Layer.__call__",
-        ),
-        (
-            "pe_flax/layer.py",
-            "class Layer:\n    def __call__(self, x, *, keep=None): ...\n",
-            "layer.py: Layer.__call__",
-        ),
-        (
-            "pe_flax/layer.py",
-            "class Stack:\n    def __call__(self, x, *, mask=None): ...\n",
-            "layer.py: Stack",
-        ),
-        (
-            "pe_torch/layer.py",
-            "class Layer:\n    def forward(self, x, *, mask=None): ...\ndef save(): ...\n",
-            "layer.py: save",
-        ),
-    ],
-)
-def test_the_mirror_can_fail(tmp_path: Path, file: str, text: str, found: str) -> None:
-    assert guards.mirror_violations(plant(tmp_path, {}), {}) == []
-    violations = guards.mirror_violations(plant(tmp_path, {file: text}), {})
-    assert any(line.startswith(found) for line in violations), violations
+def test_the_backends_mirror_each_other() -> None:
+    assert mirror_violations(ROOT, MIRROR_EXCEPTIONS) == []
 
 
-def test_a_missing_wing_and_a_stale_exception_fail(tmp_path: Path) -> None:
-    assert guards.mirror_violations(tmp_path, {}) == ["a wing is missing"]
-    stale = {"layer.py: Layer": "no reason left"}
-    assert guards.mirror_violations(plant(tmp_path, {}), stale) == [
-        "layer.py: Layer: an exception that is not needed"
-    ]
-    needed = {"layer.py: save": "torch only"}
-    plant(
-        tmp_path,
-        {"pe_torch/layer.py": (tmp_path / "pe_torch/layer.py").read_text() + "def save(): ...\n"},
-    )
-    assert guards.mirror_violations(tmp_path, needed) == []
+LAYER = "class Layer:\n    def {}(self, x, *, mask{}): ...\n"
+MIRRORED = {
+    "pe_torch/__init__.py": "__all__ = []",
+    "pe_flax/__init__.py": "__all__ = []",
+    "pe_torch/layer.py": LAYER.format("forward", "=None"),
+    "pe_flax/layer.py": LAYER.format("__call__", "=None"),
+}
+FAULTS = {
+    "attention.py: : torch a file, flax missing": ("pe_torch/attention.py", ""),
+    "__init__.py: __all__": ("pe_flax/__init__.py", "__all__ = ['Layer']"),
+    "layer.py: Layer: torch class, flax missing": ("pe_flax/layer.py", "class Stack: ..."),
+    "layer.py: Layer.__call__": ("pe_flax/layer.py", LAYER.format("__call__", "")),
+}
 
 
-def test_modules_are_short_and_named_after_what_they_hold() -> None:
-    assert guards.file_violations(ROOT) == []
+@pytest.mark.parametrize("found", FAULTS)
+def test_the_mirror_can_fail(tmp_path: Path, found: str) -> None:
+    plant(tmp_path, MIRRORED)
+    assert mirror_violations(tmp_path, {}) == []
+    assert mirror_violations(tmp_path, {"a.py: save": ""}) == ["a.py: save: needs no exception"]
+    plant(tmp_path, dict([FAULTS[found]]))
+    assert any(line.startswith(found) for line in mirror_violations(tmp_path, {}))
 
 
-def test_the_file_guard_can_fail(tmp_path: Path) -> None:
-    assert (
-        guards.file_violations(plant(tmp_path, {"pe_core/data.py": "\n" * guards.MAX_LINES})) == []
-    )
-    plant(
-        tmp_path,
-        {
-            "pe_core/data.py": "\n" * (guards.MAX_LINES + 1),
-            "scripts/utils.py": "",
-            "pe_flax/misc/__init__.py": "",
-        },
-    )
-    assert [line.split(":")[0] for line in guards.file_violations(tmp_path)] == [
-        "pe_core.data",
-        "pe_flax.misc",
-        "scripts.utils",
-    ]
+def file_violations(root: Path) -> list[str]:
+    """Modules that are too long, and those named after nothing that they hold."""
+    files = [file for package in MAY_IMPORT for file in sorted((root / package).rglob("*.py"))]
+    long = [file.name for file in files if len(file.read_text().splitlines()) > MAX_LINES]
+    return long + [str(file) for file in files if VAGUE_NAMES & {file.stem, file.parent.name}]
 
 
-def test_the_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
+def test_modules_are_short_and_named_after_what_they_hold(tmp_path: Path) -> None:
+    assert file_violations(ROOT) == []
+    plant(tmp_path, {"pe_core/data.py": "\n" * (MAX_LINES + 1), "pe_flax/misc/__init__.py": ""})
+    assert len(file_violations(tmp_path)) == 2
+
+
+def test_the_wheel_holds_the_packages_and_nothing_else(tmp_path: Path) -> None:
+    python(ROOT, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path))
     (wheel,) = tmp_path.glob("*.whl")
-    assert guards.wheel_violations(zipfile.ZipFile(wheel).namelist()) == []
-
-
-def test_the_wheel_guard_can_fail() -> None:
-    good = [f"{package}/__init__.py" for package in guards.PACKAGES] + [
-        "positional_encoding-0.1.0.dist-info/METADATA"
-    ]
-    assert guards.wheel_violations(good) == []
-    for planted in (
-        "parity_tests/test_structure.py",
-        "scripts/train_torch.py",
-        "pe_core/ruff.toml",
-        "pe_core_extra/__init__.py",
-    ):
-        assert guards.wheel_violations([*good, planted]) == [f"{planted}: in the wheel"]
-    assert guards.wheel_violations(good[1:]) == ["pe_core: not in the wheel"]
+    names, planted = zipfile.ZipFile(wheel).namelist(), ["scripts/a.py", "pe_core/ruff.toml"]
+    wanted = re.compile(rf"({'|'.join(MAY_IMPORT)})/.*(\.py|py\.typed)|[^/]+\.dist-info/.*")
+    assert [name for name in [*names, *planted] if not wanted.fullmatch(name)] == planted
+    assert {f"{package}/__init__.py" for package in MAY_IMPORT} < set(names)
