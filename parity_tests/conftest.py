@@ -32,5 +32,5 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # optax's own Adam and cosine schedule mix integers and floats: as oracles they run under
 # `jax.numpy_dtype_promotion("standard")`.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-hypothesis.settings.register_profile("house", deadline=None, derandomize=True)
-hypothesis.settings.load_profile("house")
+hypothesis.settings.register_profile("default_profile", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("default_profile")

@@ -207,7 +207,7 @@ def read_from_torch(
 
 
 @pytest.mark.parametrize("rate", [1e-3, 0.37])
-def test_step_sizes_are_exact_in_both_wings(rate: float) -> None:
+def test_step_sizes_are_exact_in_both_backends(rate: float) -> None:
     # beta2 = 0 makes the root of the second moment 1: what is left is the step size.
     expected = np.array([rate / (1.0 - 0.9 ** int(time)) for time in TIMES]).astype(np.float32)
     assert np.array_equal(read_from_flax(rate, (0.9, 0.0))[0], -expected)
