@@ -26,8 +26,10 @@ def part(number: int, count: int, *, masked: bool = False) -> Sequences:
 
 
 def data(*, masked: bool = False) -> Dataset:
-    parts = [part(number, count, masked=masked) for number, count in enumerate((COUNT, 9, 6))]
-    return Dataset("small", *parts)
+    train, validation, test = (
+        part(number, count, masked=masked) for number, count in enumerate((COUNT, 9, 6))
+    )
+    return Dataset("small", train, validation, test)
 
 
 def run(

@@ -121,8 +121,7 @@ TWO = {"inputs": np.zeros((2, 3))}
         ValueError: {
             "unknown array input, the known ones are inputs, labels, mask, lengths; did you mean "
             "inputs?": {"input": np.zeros((2, 3, 1))},
-            "unknown array weather, z, ...; remove it": TWO
-            | {"weather": np.ones(2), "z": np.ones(2)},
+            "unknown array y, z, ...; remove it": TWO | {"y": np.ones(2), "z": np.ones(2)},
             "has no array inputs, only labels; save": {"labels": np.ones(2)},
             "has no array inputs, only nothing; save": {},
             "array inputs holds Python objects and is not unpickled; save it as numbers": {
@@ -329,7 +328,7 @@ REFUSED_TS = """
 @classLabel / @data / 1:a => , line 1: @classlabel must be true or false, got 'nothing'; correct
 @classLabel a b / @data / 1:a => , line 1: @classlabel must be true or false, got 'a b'; correct
 @classLabel true a b a / @data / 1:a => , line 1: @classLabel names a class twice, a b a; name each
-@classLabel true a / @classLabel true b / @data => , line 2: @classLabel stands twice, ...; keep one
+@classLabel true a / @classLabel true b / @data => , line 2: @classLabel is given twice, ...; keep
 @equalLength maybe / @classLabel true a / @data => , line 1: @equallength must be ... got 'maybe'
 @dimensions two / @classLabel true a / @data => , line 1: @dimensions must be a whole ... got 'two'
 @seriesLength / @classLabel true a / @data => , line 1: @serieslength must be ... got 'nothing'

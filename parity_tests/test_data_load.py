@@ -35,6 +35,7 @@ def write(tmp_path: Path) -> Write:
 
 
 NOT_FOUND = "unknown data '{}', the names are dummy, order, digits, digits64 or a path ...; {}"
+CHOOSE = "choose one of them, or give a file"
 ENDING = "a data file must end in .npz or .ts, got '{}'; convert it"
 
 
@@ -43,8 +44,8 @@ ENDING = "a data file must end in .npz or .ts, got '{}'; convert it"
         ValueError: {
             NOT_FOUND.format("digts", "did you mean digits?"): ("digts", {}),
             NOT_FOUND.format("Dummy", "did you mean dummy?"): ("Dummy", {}),
-            NOT_FOUND.format("x", "choose one of them, or give a file"): ("x", {}),
-            NOT_FOUND.format("", "choose one of them, or give a file"): ("", {}),
+            NOT_FOUND.format("x", CHOOSE): ("x", {}),
+            NOT_FOUND.format("", CHOOSE): ("", {}),
             "table.csv: " + ENDING.format(".csv"): ("table.csv", {}),
             "some/folder: " + ENDING.format("no ending"): ("some/folder", {}),
             "a test file does not go with dummy, got x.ts; leave it": ("dummy", {"test": "x.ts"}),

@@ -4,12 +4,10 @@ value, the remedy.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
 import numpy as np
-import pytest
 
 import pe_flax
 from parity_tests.cases import (
@@ -18,13 +16,12 @@ from parity_tests.cases import (
     FEATURES,
     LENGTH,
     WINGS,
-    perturbed_arrays,
     small_batch,
 )
 from parity_tests.refusals import each_refusal, refused
+from parity_tests.small_models import in_each_backend, model, weights
 from pe_core import ComputeConfig, LearnedTable
 
-in_each_backend = pytest.mark.parametrize("label", WINGS)
 X = small_batch(CONFIGS["default"]).inputs
 LONG = np.zeros((2, 10, FEATURES), np.float32)
 TOKENS = small_batch(CONFIGS["tokens"]).inputs
@@ -46,11 +43,6 @@ def at(*positions: float) -> Any:
     whole = all(isinstance(position, int) for position in positions)
     before = range(LENGTH - len(positions))
     return call(X, positions=np.array([*before, *positions], np.int32 if whole else np.float32))
-
-
-@functools.cache
-def model(label: str, name: str) -> Any:
-    return WINGS[label].classifier(CONFIGS[name], perturbed_arrays(CONFIGS[name]))
 
 
 OVER = (
@@ -132,7 +124,7 @@ def test_calls_that_do_not_fit(
 
 @in_each_backend
 def test_an_encoder_refuses_the_same(label: str) -> None:
-    encoder = WINGS[label].encoder(CONFIGS["default"], perturbed_arrays(CONFIGS["default"]))
+    encoder = WINGS[label].encoder(CONFIGS["default"], weights("default"))
     with refused(ValueError, OVER):
         WINGS[label].call(encoder, LONG)
     with refused(ValueError, "x has 2 features, but the model takes num_features=3"):
