@@ -5,8 +5,7 @@ taken out and put in.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -19,24 +18,15 @@ from torch import nn
 
 import pe_flax
 import pe_torch
-from parity_tests.cases import FEATURES, WINGS, perturbed_arrays, small_batch
-from pe_core import ComputeConfig, Features, LearnedTable, ModelConfig, TrainConfig
+from parity_tests.cases import WINGS, perturbed_arrays, small_batch, small_config
+from pe_core import ComputeConfig, TrainConfig
 from pe_core.model.config import Precision
 from pe_core.model.parameters import parameters
 from pe_core.model.random import derive, normal
 from pe_core.training.schedule import make_schedule
 from pe_torch.optimizer import parameter_groups
 
-CONFIG = ModelConfig(
-    inputs=Features(FEATURES),
-    num_classes=4,
-    d_model=12,
-    num_heads=3,
-    num_layers=1,
-    d_ff=20,
-    encodings=(LearnedTable(9),),
-    pooling="cls",
-)
+CONFIG = small_config(num_layers=1, pooling="cls")
 BEFORE, TOTAL = 6, 14
 TRAIN = TrainConfig(
     learning_rate=3e-3,
@@ -53,15 +43,13 @@ Arrays = dict[str, np.ndarray]
 
 
 class StockTorch:
-    """torch.optim.AdamW with a LambdaLR."""
+    """torch.optim.AdamW with the learning rate set before each step."""
 
     def __init__(self, precision: Precision) -> None:
-        self.model = pe_torch.from_arrays(
-            CONFIG, START, compute=ComputeConfig(precision=precision)
-        ).train()
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, CONFIG, TRAIN.weight_decay), TRAIN.learning_rate
-        )
+        compute = ComputeConfig(precision=precision)
+        self.model = pe_torch.from_arrays(CONFIG, START, compute=compute).train()
+        groups = parameter_groups(self.model, CONFIG, TRAIN.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, TRAIN.learning_rate)
 
     def go(self, steps: Sequence[int]) -> None:
         batch = small_batch(CONFIG)
@@ -82,9 +70,8 @@ class StockTorch:
 
 def decaying(weights: Any) -> Any:
     """The linear weights: in Flax, the kernels."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: "kernel" in jax.tree_util.keystr(path), weights
-    )
+    keystr = jax.tree_util.keystr
+    return jax.tree_util.tree_map_with_path(lambda path, _: "kernel" in keystr(path), weights)
 
 
 def scheduled(precision: Precision) -> Callable[[Any], Any]:
@@ -98,14 +85,12 @@ class StockFlax:
     def __init__(
         self, precision: Precision, chain: optax.GradientTransformation | None = None
     ) -> None:
-        self.mode: Callable[[], AbstractContextManager[Any]] = lambda: WINGS["flax"].mode(precision)
+        self.mode = partial(WINGS["flax"].mode, precision)
         with self.mode():
-            self.model = pe_flax.from_arrays(
-                CONFIG, START, compute=ComputeConfig(precision=precision)
-            )
-            adamw = chain or optax.adamw(
-                scheduled(precision), weight_decay=TRAIN.weight_decay, mask=decaying
-            )
+            compute = ComputeConfig(precision=precision)
+            self.model = pe_flax.from_arrays(CONFIG, START, compute=compute)
+            rates, decay = scheduled(precision), TRAIN.weight_decay
+            adamw = chain or optax.adamw(rates, weight_decay=decay, mask=decaying)
             self.optimizer = nnx.Optimizer(self.model, adamw, wrt=nnx.Param)
 
     def go(self, steps: Sequence[int]) -> None:
@@ -127,9 +112,8 @@ def stock_flax_step(model: nnx.Module, optimizer: nnx.Optimizer) -> None:
     batch = small_batch(CONFIG)
 
     def loss(model: Any) -> Any:
-        return optax.softmax_cross_entropy_with_integer_labels(
-            model(jnp.asarray(batch.inputs)), batch.labels
-        ).mean()
+        logits = model(jnp.asarray(batch.inputs))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
 
     optimizer.update(model, nnx.grad(loss)(model))
 

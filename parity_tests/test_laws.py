@@ -1,10 +1,9 @@
-"""Laws that the model keeps whatever its weights: padding, packing, order, positions, modes, and
-its parts alone in other models.
+"""Laws that a model obeys whatever its weights: padding, packing, order and positions, and its
+encodings alone in other models.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 from typing import Any
 
@@ -20,7 +19,6 @@ import pe_torch
 from parity_tests.cases import (
     BATCH,
     CONFIGS,
-    ENGINES,
     LENGTH,
     WINGS,
     perturbed_arrays,
@@ -28,51 +26,24 @@ from parity_tests.cases import (
     small_batch,
     small_config,
 )
-from pe_core import ComputeConfig, LearnedTable, Sinusoidal, TrainConfig
-from pe_core.model.config import Precision
-from pe_core.model.parameters import parameters
+from parity_tests.small_models import (
+    WITHOUT_DROPOUT,
+    in_each_backend,
+    in_each_column,
+    model,
+    near,
+    steps_and_logits,
+    weights,
+)
+from pe_core import LearnedTable, Sinusoidal
 from pe_core.model.random import derive, normal
 from pe_parity import BUDGETS, distance
 from pe_parity.reference import forward
 from pe_parity.reference.additive import learned_table, sinusoidal
 
-COLUMNS = ("reference", *WINGS)
-PRECISION: dict[str, Precision] = {"reference": "float64", "torch": "float32", "flax": "float32"}
-WITHOUT_DROPOUT = [name for name, config in CONFIGS.items() if config.dropout == 0.0]
 BARE = 4
 # Where the steps of a bare sequence stand within LENGTH steps.
 PADDINGS = {"right": [0, 1, 2, 3], "left": [-4, -3, -2, -1], "inner": [0, 2, 4, 5]}
-
-in_each_column = pytest.mark.parametrize("column", COLUMNS)
-in_each_wing = pytest.mark.parametrize("label", WINGS)
-
-
-@functools.cache
-def weights(name: str) -> dict[str, np.ndarray]:
-    return perturbed_arrays(CONFIGS[name])
-
-
-@functools.cache
-def model(label: str, name: str) -> Any:
-    return WINGS[label].classifier(CONFIGS[name], weights(name))
-
-
-def steps_and_logits(
-    column: str, name: str, x: np.ndarray, **arguments: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return what the last layer gives for each step of x, and the logits."""
-    config = CONFIGS[name]
-    taps: dict[str, Any] = {}
-    if column == "reference":
-        logits = forward(config, weights(name), x, taps=taps, **arguments)
-    else:
-        logits = WINGS[column].call(model(column, name), x, taps=taps, **arguments)
-    steps = taps["norm" if config.norm == "pre" else f"layers.{config.num_layers - 1}.output"]
-    return steps[:, steps.shape[1] - x.shape[1] :], logits
-
-
-def near(a: np.ndarray, b: np.ndarray, column: str, quantity: Any = "tap") -> bool:
-    return distance(a, b, b) <= BUDGETS[quantity, PRECISION[column]].bound
 
 
 def padded(x: np.ndarray, places: list[int], length: int = LENGTH) -> tuple[np.ndarray, np.ndarray]:
@@ -126,7 +97,7 @@ def test_padding_changes_nothing_wherever_it_stands_and_whatever_it_holds(
             assert near(gradient, exact_gradients[key], column, "gradient"), key
 
 
-@in_each_wing
+@in_each_backend
 def test_padding_may_reach_beyond_the_table(label: str) -> None:
     config = small_config(encodings=(LearnedTable(BARE),))
     wing, arrays, x = WINGS[label], perturbed_arrays(config), small_batch(config).inputs[:, :BARE]
@@ -140,7 +111,7 @@ def test_padding_may_reach_beyond_the_table(label: str) -> None:
         wing.call(wing.classifier(config, arrays), longer, mask=mask)
 
 
-@in_each_wing
+@in_each_backend
 def test_short_sequences_without_padding(label: str) -> None:
     x, steps, logits, *_ = bare("none")
     for found, exact in zip(steps_and_logits(label, "none", x), (steps, logits), strict=True):
@@ -216,7 +187,7 @@ def test_a_row_without_a_real_step_gives_zeros(column: str, name: str) -> None:
         assert not of_x[-1:].any()
 
 
-@in_each_wing
+@in_each_backend
 def test_a_row_without_a_real_step_sends_no_gradient_to_the_weights(label: str) -> None:
     x = small_batch(CONFIGS["both"]).inputs
     mask = np.zeros((BATCH, LENGTH), bool)
@@ -278,7 +249,7 @@ def alone(
     return WINGS[label].call(layer, np.zeros((BATCH, LENGTH, width), dtype), **extra)
 
 
-@in_each_wing
+@in_each_backend
 @pytest.mark.parametrize(("options", "width"), WAVES, ids=str)
 def test_waves_keep_their_digits_at_any_position(
     label: str, options: Sinusoidal, width: int
@@ -300,7 +271,7 @@ def test_waves_keep_their_digits_at_any_position(
             assert distance(found[0, step], exact[step], np.ones(width)) <= bound, positions[step]
 
 
-@in_each_wing
+@in_each_backend
 def test_waves_in_float64(label: str) -> None:
     with WINGS[label].mode("float64"):
         layer = WINGS[label].package.SinusoidalEncoding(Sinusoidal(), 8)
@@ -314,7 +285,7 @@ def test_waves_in_float64(label: str) -> None:
             )
 
 
-@in_each_wing
+@in_each_backend
 def test_a_table_reads_between_its_rows(label: str) -> None:
     layer = WINGS[label].package.LearnedTableEncoding(LearnedTable(9), 6, seed=3)
     table = WINGS[label].numpy(layer.table if label == "torch" else layer.table[...])
@@ -387,125 +358,3 @@ def test_encodings_are_layers_of_other_models() -> None:
         "flax",
         "gradient",
     )
-
-
-@in_each_wing
-@pytest.mark.parametrize("name", ["default", "none", "both"])
-def test_an_encoder_is_a_classifier_without_its_head(label: str, name: str) -> None:
-    batch = small_batch(CONFIGS[name], masked=True)
-    encoder = WINGS[label].encoder(CONFIGS[name], weights(name))
-    assert np.array_equal(
-        WINGS[label].call(encoder, batch.inputs, mask=batch.mask),
-        steps_and_logits(label, name, batch.inputs, mask=batch.mask)[0],
-    )
-
-
-@in_each_wing
-@pytest.mark.parametrize("name", ["post", "both"])
-def test_taps_change_nothing(label: str, name: str) -> None:
-    batch = short_batch(CONFIGS[name], masked=True)
-    with_taps = steps_and_logits(label, name, batch.inputs, mask=batch.mask)[1]
-    assert np.array_equal(
-        WINGS[label].call(model(label, name), batch.inputs, mask=batch.mask), with_taps
-    )
-
-
-@in_each_wing
-def test_dropout_is_for_training_only(label: str) -> None:
-    wing, config, x = WINGS[label], CONFIGS["dropout"], small_batch(CONFIGS["dropout"]).inputs
-    live = wing.classifier(config, weights("dropout"))
-    without = wing.call(wing.classifier(small_config(), weights("dropout")), x)
-    assert np.array_equal(wing.call(live, x), without)
-    assert np.array_equal(wing.call(live, x, dropout_step=7), without)
-    live.train()
-    first, second = wing.call(live, x), wing.call(live, x)
-    assert not near(first, without, label)
-    assert not near(first, second, label)
-    assert np.array_equal(wing.call(live, x, dropout_step=1), second)
-    assert np.array_equal(wing.call(live, x, dropout_step=0), first)
-    live.eval()
-    assert np.array_equal(wing.call(live, x), without)
-
-
-@pytest.mark.parametrize("name", ["sinusoidal", "both"])
-@pytest.mark.parametrize("masked", [False, True])
-def test_evaluation_leaves_nothing_behind_in_torch(name: str, masked: bool) -> None:
-    config, arrays = CONFIGS[name], weights(name)
-    batch = small_batch(config, masked=masked)
-    fresh, used = (
-        ENGINES["torch"](config, arrays, TrainConfig(), ComputeConfig(), 1) for _ in range(2)
-    )
-    used.evaluate(batch)
-    used.predict(batch)
-    loss, gradients = used.gradients(batch)
-    exact_loss, exact = fresh.gradients(batch)
-    assert loss == exact_loss
-    assert all(np.array_equal(gradients[key], exact[key]) for key in exact)
-
-
-def test_torch_models_are_copied_whole() -> None:
-    x = small_batch(CONFIGS["both"]).inputs
-    live = model("torch", "both")
-    longer = np.concatenate([x, x[:, :2]], axis=1)
-    before = WINGS["torch"].call(live, x)
-    WINGS["torch"].call(live, longer)
-    assert np.array_equal(WINGS["torch"].call(live, x), before)
-    assert np.array_equal(WINGS["torch"].call(copy.deepcopy(live), x), before)
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_names_in_torch_are_the_canonical_ones(name: str) -> None:
-    live = pe_torch.SequenceClassifier(CONFIGS[name])
-    assert {key: tuple(value.shape) for key, value in live.state_dict().items()} == {
-        item.name: item.shape for item in parameters(CONFIGS[name])
-    }
-
-
-def test_flax_models_run_compiled() -> None:
-    batch = small_batch(CONFIGS["both"], masked=True)
-    live = model("flax", "both")
-    eager = WINGS["flax"].call(live, batch.inputs, mask=batch.mask)
-    graph, state = nnx.split(live)
-    merged: Any = jax.jit(lambda state, x, mask: nnx.merge(graph, state)(x, mask=mask))
-    assert near(np.asarray(merged(state, batch.inputs, batch.mask)), eager, "flax")
-    compiled = nnx.jit(lambda model, x, mask: model(x, mask=mask))
-    assert near(
-        np.asarray(compiled(live, jnp.asarray(batch.inputs), jnp.asarray(batch.mask))),
-        eager,
-        "flax",
-    )
-    # The shapes are the same, so other numbers in the mask do not compile anew.
-    mask = np.roll(np.asarray(batch.mask), 1, axis=0)
-    again = WINGS["flax"].call(live, batch.inputs, mask=mask)
-    assert near(np.asarray(merged(state, batch.inputs, mask)), again, "flax")
-    assert merged._cache_size() == 1
-
-
-def test_compiled_flax_answers_nan_where_it_cannot_raise() -> None:
-    table = model("flax", "default")
-    add = jax.jit(lambda x, positions: table.encodings[0].add(x, positions))
-    zeros = jnp.zeros((BATCH, LENGTH, 12))
-    for bad in (9, -1):
-        found = np.asarray(add(zeros, jnp.arange(LENGTH).at[2].set(bad)))
-        assert np.isnan(found[:, 2]).all()
-        assert np.isfinite(np.delete(found, 2, axis=1)).all()
-    found = np.asarray(add(zeros, jnp.arange(LENGTH, dtype=jnp.float32).at[2].set(8.5)))
-    assert np.isnan(found[:, 2]).all()
-    tokens = jax.jit(lambda tokens: model("flax", "tokens").input(tokens))
-    found = np.asarray(tokens(jnp.array([[0, 11, -1, 10]])))
-    assert np.isnan(found[0, 1:3]).all()
-    assert np.isfinite(found[0, [0, 3]]).all()
-
-
-@in_each_wing
-@pytest.mark.parametrize("name", ["post", "both"])
-def test_the_key_bias_has_no_gradient(label: str, name: str) -> None:
-    config, batch = CONFIGS[name], short_batch(CONFIGS[name], masked=True)
-    cotangent = normal(derive(0, 91), (BATCH, config.num_classes))
-    gradients = WINGS[label].pullback(model(label, name), cotangent, batch.inputs, mask=batch.mask)[
-        1
-    ]
-    for n in range(config.num_layers):
-        query, key, value = gradients[f"layers.{n}.attention.qkv.bias"].reshape(3, config.d_model)
-        assert distance(key, np.zeros_like(key), value) <= BUDGETS["gradient", "float32"].bound
-        assert distance(query, np.zeros_like(key), value) > BUDGETS["gradient", "float32"].bound

@@ -1,6 +1,4 @@
-"""A run of torch's or optax's own Adam goes on in either framework, and one of ours in theirs; what
-would go on wrongly is refused.
-"""
+"""A run of torch's or optax's own Adam continues in either framework, and one of ours in theirs."""
 
 from __future__ import annotations
 
@@ -19,6 +17,7 @@ import pe_flax
 import pe_torch
 from parity_tests.adam_runs import put_gradients
 from parity_tests.cases import ENGINES, small_batch
+from parity_tests.refusals import refused
 from parity_tests.stock_runs import (
     BEFORE,
     CONFIG,
@@ -48,7 +47,7 @@ def engine(framework: str, precision: Precision) -> Engine:
     return ENGINES[framework](CONFIG, START, TRAIN, ComputeConfig(precision=precision), TOTAL)
 
 
-def gone_on(where: str, state: Arrays, precision: Precision) -> Arrays:
+def continued(where: str, state: Arrays, precision: Precision) -> Arrays:
     """The state after the last steps, taken by `engine torch`, `engine flax`, `stock torch` or
     `stock flax`.
     """
@@ -84,8 +83,8 @@ def truth(first: str) -> Arrays:
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 @pytest.mark.parametrize("first", list(STOCK))
 @pytest.mark.parametrize("then", ["engine torch", "engine flax", "stock torch", "stock flax"])
-def test_a_stock_run_goes_on_anywhere(first: str, then: str, precision: Precision) -> None:
-    last = gone_on(then, stopped(first, precision), precision)
+def test_a_stock_run_continues_anywhere(first: str, then: str, precision: Precision) -> None:
+    last = continued(then, stopped(first, precision), precision)
     assert last[COUNT] == TOTAL
     assert first_failure(last, truth(first), precision) is None
 
@@ -93,14 +92,9 @@ def test_a_stock_run_goes_on_anywhere(first: str, then: str, precision: Precisio
 @pytest.mark.parametrize("what", ["adam/count", "adam/m", "adam/v"])
 def test_the_comparison_can_fail(what: str) -> None:
     state = stopped("torch", "float64")
-    lost = {
-        name: np.zeros_like(array) if name.startswith(what) else array
-        for name, array in state.items()
-    }
-    assert (
-        first_failure(gone_on("engine torch", lost, "float64"), truth("torch"), "float32")
-        is not None
-    )
+    lost = state | {name: np.zeros_like(state[name]) for name in state if name.startswith(what)}
+    last = continued("engine torch", lost, "float64")
+    assert first_failure(last, truth("torch"), "float32") is not None
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
@@ -137,10 +131,8 @@ def test_our_own_adam_goes_in_and_out_too() -> None:
     counters = pe_torch.export_adam(state, model, ours)
     assert [group["count"] for group in ours.param_groups] == [BEFORE, BEFORE]
     assert {"param_groups[0]['count']", "param_groups[1]['count']"} < set(counters)
-    assert all(
-        np.array_equal(array, state[name])
-        for name, array in pe_torch.import_adam(model, ours).items()
-    )
+    found = pe_torch.import_adam(model, ours)
+    assert all(np.array_equal(array, state[name]) for name, array in found.items())
     run = StockFlax("float32", pe_flax.adam(RATE, weight_decay=0.1))
     assert run.put(state) == ("step", "opt_state.count")
     assert all(np.array_equal(array, state[name]) for name, array in run.take().items())
@@ -166,13 +158,10 @@ def test_a_forgotten_counter_of_torch_is_caught() -> None:
     assert sorted(counters) == sorted(f"state[{name}]['step']" for name in NAMES)
     for name in NAMES:
         wrong, _, run = torch_weights(f"state[{name}]['step']")
-        assert [other for other in NAMES if not np.array_equal(wrong[other], right[other])] == [
-            name
-        ]
-        with pytest.raises(
-            ValueError,
-            match=rf"^steps differ: 1 of {re.escape(name)}, {BEFORE + 1} of .*; give every weight",
-        ):
+        moved = [other for other in NAMES if not np.array_equal(wrong[other], right[other])]
+        assert moved == [name]
+        words = f"steps differ: 1 of {name}, {BEFORE + 1} of ...; give every weight"
+        with refused(ValueError, words):
             run.take()
 
 
@@ -211,8 +200,7 @@ def flax_weights(chain: str, forgotten: str | None = None) -> tuple[Arrays, Stoc
             counter = eval(f"optimizer.{forgotten}", {"optimizer": run.optimizer})
             assert counter[...] == BEFORE
             counter[...] = jnp.zeros((), counter.dtype)
-        gradients = nnx.state(run.model, nnx.Param)
-        gradients = jax.tree.map(jnp.copy, gradients)
+        gradients = jax.tree.map(jnp.copy, nnx.state(run.model, nnx.Param))
         pe_flax.layout.put_arrays(gradients, {name: array[0] for name, array in GRADIENTS.items()})
         run.optimizer.update(run.model, gradients)
     return pe_flax.to_arrays(run.model), run
@@ -225,7 +213,5 @@ def test_a_forgotten_counter_of_optax_is_caught(chain: str) -> None:
         wrong, run = flax_weights(chain, counter)
         same = [name for name in NAMES if np.array_equal(wrong[name], right[name])]
         assert same == (NAMES if counter in BOOKS[chain] else []), counter
-        with pytest.raises(
-            ValueError, match=rf"^counts differ: 1 in {re.escape(counter)}, {BEFORE + 1} in "
-        ):
+        with refused(ValueError, f"counts differ: 1 in {counter}, {BEFORE + 1} in "):
             run.take()

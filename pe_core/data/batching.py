@@ -1,4 +1,4 @@
-"""Batches of one shape, and their order: a batch is a pure function of (seed, epoch, step)."""
+"""Batches of one shape in a reproducible order: each is a function of (seed, epoch, step)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Batch:
         labels: int32 (batch,); 0 in filler rows, and throughout where the sequences have no labels.
         weights: float32 (batch,); 1 for an example, 0 for a filler row.
         mask: bool (batch, length), True = real step, False throughout in filler rows; None where
-        the sequences have no mask.
+            the sequences have no mask.
     """
 
     inputs: Float32[np.ndarray, "batch length features"] | Int32[np.ndarray, "batch length"]
@@ -33,7 +33,7 @@ class Batch:
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " count"]:
-    """Return the order of the examples in an epoch, a function of (seed, epoch, count) alone.
+    """Return the order of the examples in an epoch, int64 (count,), from these three numbers alone.
 
     Raises:
         ValueError: the epoch is outside 0 .. 2**32 - 1.
@@ -44,7 +44,7 @@ def epoch_order(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " count"
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Return how many batches hold `count` examples, a short last one included.
+    """Count the batches of an epoch of `count` examples, including a short last one.
 
     Raises:
         ValueError: the batch size or the count is less than 1.
@@ -61,13 +61,18 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
 def batch_at(
     sequences: Sequences, order: Integer[np.ndarray, " taken"], step: int, batch_size: int
 ) -> Batch:
-    """Return batch `step` of the examples taken in `order`; a short last batch is filled up to
-    `batch_size` rows.
+    """Return batch `step` of the examples listed in `order`, padded to `batch_size` rows.
+
+    Args:
+        sequences: the examples.
+        order: integers (taken,), indices of examples.
+        step: the batch's number within the epoch, from 0.
+        batch_size: the number of rows of every batch.
 
     Raises:
         TypeError: the order does not consist of integers.
         ValueError: the step is outside the epoch, or the order names an example that does not
-        exist.
+            exist.
     """
     steps = steps_per_epoch(len(order), batch_size)
     if not 0 <= step < steps:
@@ -98,13 +103,18 @@ def batches(
     order: Integer[np.ndarray, " taken"] | None = None,
     start: int = 0,
 ) -> Iterator[Batch]:
-    """Return the batches of one epoch, from step `start` on, in `order` or else in the order of the
-    sequences.
+    """Return the batches of one epoch from step `start` on.
+
+    Args:
+        sequences: the examples.
+        batch_size: the number of rows of every batch; the last one is padded to it.
+        order: integers (taken,), indices of examples; None = the order of the sequences.
+        start: the number of the first batch.
 
     Raises:
         TypeError: the order does not consist of integers.
         ValueError: the batch size is less than 1, the start is outside the epoch, or the order
-        names an example that does not exist.
+            names an example that does not exist.
     """
     taken = np.arange(sequences.count) if order is None else checked_indices(order, sequences.count)
     steps = steps_per_epoch(len(taken), batch_size)

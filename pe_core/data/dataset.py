@@ -1,6 +1,4 @@
-"""`Dataset`: the training, validation and test parts of one task, and how examples are divided
-among them.
-"""
+"""`Dataset`: the training, validation and test parts of a task, and how examples are split."""
 
 from __future__ import annotations
 
@@ -18,17 +16,17 @@ from pe_core.model.random import SPLIT, derive, permutation
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """The parts of a task.
+    """A task's training, validation and test parts.
 
     Attributes:
         name: the task's name, or the name of the file.
         train, validation, test: the parts; test is None where the task has none. Lengths may
             differ, features and classes may not.
-        standardisation: what was applied to all parts, fitted on `train`; None where nothing was.
+        standardisation: applied to all parts, fitted on `train`; None where none was applied.
 
     Raises:
-        ValueError: a part without labels, or parts that differ in features or classes; or only one
-        class in `train`.
+        ValueError: a part has no labels, the parts differ in features or classes, or `train` holds
+            only one class.
     """
 
     name: str
@@ -46,8 +44,8 @@ class Dataset:
                 )
             if sequences.num_features != self.train.num_features:
                 raise UserValueError(
-                    f"the {part} part of {self.name} has {_features(sequences)}, the train part "
-                    f"{_features(self.train)}; give both the same"
+                    f"the {part} part of {self.name} has {describe_steps(sequences.num_features)}, "
+                    f"the train part {describe_steps(self.train.num_features)}; give both the same"
                 )
             if sequences.class_names != self.train.class_names:
                 raise UserValueError(
@@ -101,8 +99,8 @@ def check_fraction(validation_fraction: float) -> None:
 
 
 def part_count(fraction: float, count: int, what: str) -> int:
-    """Return how many of `count` examples a part takes: the nearest number that leaves both parts
-    at least one.
+    """Return how many of `count` examples a part takes: `fraction` of them, rounded, but at least
+    one and not all.
 
     Raises:
         ValueError: there are fewer than two examples.
@@ -116,11 +114,10 @@ def part_count(fraction: float, count: int, what: str) -> int:
 
 
 def split_order(seed: int, count: int) -> Int64[np.ndarray, " count"]:
-    """Return the order in which examples are dealt to the parts, a function of (seed, count)
-    alone.
-    """
+    """Return the order in which examples are dealt to the parts, int64 (count,)."""
     return permutation(derive(seed, SPLIT), count)
 
 
-def _features(sequences: Sequences) -> str:
-    return "tokens" if sequences.num_features is None else f"{sequences.num_features} features"
+def describe_steps(num_features: int | None) -> str:
+    """Say what the steps of a data set are, for messages."""
+    return "tokens" if num_features is None else f"{num_features} features"

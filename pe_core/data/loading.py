@@ -1,4 +1,4 @@
-"""`load` and `read`: from the name of a task or a file to a `Dataset` or to `Sequences`."""
+"""Load a task or a file: `load` returns a `Dataset`, `read` the `Sequences` of one file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from pe_core.data.dataset import Dataset, check_fraction, part_count, split_order
+from pe_core.data.dataset import (
+    Dataset,
+    check_fraction,
+    describe_steps,
+    part_count,
+    split_order,
+)
 from pe_core.data.npz import read_npz
 from pe_core.data.reading import Reading
 from pe_core.data.sequences import Sequences
@@ -29,18 +35,22 @@ def load(
     seed: int = 0,
     validation_fraction: float = VALIDATION_FRACTION,
 ) -> Dataset:
-    """Return the parts of a task: one of `DATA_NAMES`, or a training file ending in .npz or .ts.
+    """Load a built-in task or a training file, split and standardised.
 
-    A file's examples are dealt to the training and the validation part by the seed; `test` names a
-    second file, whose labels are mapped to the classes of the first by name. Features are
-    standardised by the training part, and so are the means that fill a wholly missing feature;
-    tokens, `dummy` and `order` stay as they are.
+    Features are standardised with statistics of the training part, and an entirely missing feature
+    is filled with its mean there. Tokens, `dummy` and `order` stay as they are.
+
+    Args:
+        data: one of `DATA_NAMES`, or a training file ending in .npz or .ts.
+        test: a second file, whose labels are matched by name to the classes of the first.
+        seed: determines the task's numbers, and the split into training and validation.
+        validation_fraction: the share of the training examples held out for validation.
 
     Raises:
         FileNotFoundError: there is no such file.
         ModuleNotFoundError: the digits are asked for and scikit-learn is missing.
         TypeError, ValueError: an unknown name, options that do not go with it, or a file that
-        cannot be used.
+            cannot be used.
     """
     check_fraction(validation_fraction)
     if isinstance(data, str) and data in DATA_NAMES:
@@ -70,14 +80,13 @@ def read(
     *,
     fill: Sequence[float] | None = None,
 ) -> Sequences:
-    """Return the sequences of one file ending in .npz or .ts, as they are: not divided, not
-    standardised; labels may be absent.
+    """Read one file ending in .npz or .ts, neither split nor standardised; labels may be absent.
 
     Args:
         path: the file.
-        class_names: the classes that labels are mapped to, by name, for example a model's; None =
+        class_names: the classes to which labels are mapped by name, for example a model's; None =
             the file's own.
-        fill: the value of each feature where an example misses it wholly, for example
+        fill: one value per feature for examples in which it is entirely missing, for example
             `Standardisation.mean`; None = the file's mean.
 
     Raises:
@@ -120,8 +129,8 @@ def _from_files(
         )
     if test is not None and test.num_features != train.num_features:
         raise UserValueError(
-            f"{test.path}: has {_features(test)}, the training file has {_features(train)}; give "
-            "both the same"
+            f"{test.path}: has {describe_steps(test.num_features)}, the training file has "
+            f"{describe_steps(train.num_features)}; give both the same"
         )
     count = len(train.labels)
     shuffled = split_order(seed, count)
@@ -145,7 +154,3 @@ def _from_files(
         parts.get("test"),
         standardisation,
     )
-
-
-def _features(reading: Reading) -> str:
-    return "tokens" if reading.num_features is None else f"{reading.num_features} features"

@@ -1,6 +1,4 @@
-"""Reading `.npz` files: `inputs`, and optionally `labels` and `mask` or `lengths`. Nothing is
-unpickled.
-"""
+"""Read `.npz` files: `inputs`, optionally `labels`, `mask` or `lengths`. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -20,17 +18,17 @@ ARRAYS: Final = ("inputs", "labels", "mask", "lengths")
 
 
 def read_npz(path: Path) -> Reading:
-    """Return the contents of an `.npz` file.
+    """Read an `.npz` file.
 
     `inputs` are floats (count, length, num_features), floats (count, length) for one feature, or
     integers (count, length) for tokens. `labels`, integers or strings (count,), name the classes;
     the classes are the distinct labels in order. `mask` is bool (count, length), True = real step;
-    `lengths`, integers (count,), say the same of right-padded sequences.
+    `lengths`, integers (count,), are a shorthand for right-padded sequences.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError, TypeError: the file is damaged, or holds unknown, missing, pickled or unsuitable
-        arrays; names the file.
+        ValueError, TypeError: the file is damaged, or an array is unknown, missing, pickled or
+            unsuitable; names the file.
     """
     arrays = read_archive(path, lambda names: _check_names(path, names))
     inputs = arrays["inputs"]

@@ -1,6 +1,4 @@
-"""`Reading`: what stands in a file, before labels become indices and wholly missing features are
-filled.
-"""
+"""`Reading`: a data file before labels become indices and missing features are filled."""
 
 from __future__ import annotations
 
@@ -28,8 +26,8 @@ class Reading:
         mask: bool (count, length), True = real step; None = every step is real.
         labels: the name of each example's class; None where the file has no labels.
         class_names: the names of the classes in the file's order; empty where it has no labels.
-        missing: bool (count, features), True = this feature was not observed once in this example,
-            its inputs are 0; None = all were.
+        missing: bool (count, features), True = the feature is entirely missing from the example and
+            its inputs are 0; None = none is.
         lines: the line of each example in a text file, from 1.
     """
 
@@ -49,8 +47,8 @@ class Reading:
     def observed_mean(
         self, rows: Integer[np.ndarray, " rows"]
     ) -> Float64[np.ndarray, " features"] | None:
-        """Return the mean of each feature over these examples, leaving out padding and wholly
-        missing features; None if none is missing.
+        """Return the mean of each feature over these examples, float64 (features,), without padding
+        and missing features; None where the file misses none.
         """
         if self.missing is None:
             return None
@@ -68,13 +66,13 @@ class Reading:
         """Return the contents as `Sequences`.
 
         Args:
-            class_names: the classes that the labels are mapped to, by name; None = the file's own.
-            fill: the value of each feature where an example misses it wholly; None = the mean of
-                what the file holds.
+            class_names: the classes to which labels are mapped by name; None = the file's own.
+            fill: one value per feature for examples in which it is entirely missing; None = the
+                file's mean.
 
         Raises:
-            ValueError, TypeError: a label that is not among the classes, or contents that
-            `Sequences` refuses; names the file.
+            ValueError, TypeError: a label is not among the classes, or `Sequences` refuses the
+                contents; names the file.
         """
         names = self.class_names if class_names is None else tuple(class_names)
         labels = None if self.labels is None else self._indices(self.labels, names)
@@ -101,8 +99,7 @@ class Reading:
         self, labels: tuple[str, ...], names: tuple[str, ...]
     ) -> Int32[np.ndarray, " count"]:
         index = {name: number for number, name in enumerate(names)}
-        # Published .ts files disagree with themselves about capitals, so a label that differs in
-        # nothing else is taken.
+        # Some published .ts files capitalise a class differently in the header and in the data.
         folded = {name.casefold(): number for number, name in enumerate(names)}
         if len(folded) < len(index):
             folded = {}
@@ -123,7 +120,7 @@ class Reading:
 
 
 def sorted_names(labels: Iterable[str]) -> tuple[str, ...]:
-    """Return the distinct names in order: by value if all are numbers, else by character."""
+    """Sort the distinct names: by value if all are finite numbers, otherwise as text."""
     names = sorted(set(labels))
     try:
         values = {name: float(name) for name in names}
@@ -137,7 +134,7 @@ def sorted_names(labels: Iterable[str]) -> tuple[str, ...]:
 def right_padded_mask(
     lengths: Integer[np.ndarray, " count"], length: int
 ) -> Bool[np.ndarray, "count length"] | None:
-    """Return the mask of right-padded sequences, or None where none of them is padded."""
+    """Return the mask of right-padded sequences, bool (count, length); None if none is padded."""
     if (lengths == length).all():
         return None
     return np.arange(length) < lengths[:, None]

@@ -1,6 +1,4 @@
-"""`Sequences`: examples of one length with a mask, labels and the names of the classes, valid from
-birth.
-"""
+"""`Sequences`: examples of one length with a mask, labels and class names, checked at creation."""
 
 from __future__ import annotations
 
@@ -28,13 +26,13 @@ class Sequences:
         class_names: the name of each class, in the order of the labels.
 
     Raises:
-        TypeError: an array of the wrong kind.
+        TypeError: an array has the wrong dtype or is no array.
         ValueError: shapes that do not fit together, an empty array, a label out of range, a real
-            step that is not finite, a row without a real step.
+            step that is not finite, or a row without a real step.
     """
 
-    # Plain arrays: what is passed in may be wider than what is kept, and the checks below say more
-    # than a shape would.
+    # Not annotated with dtypes and shapes: wider arrays are accepted, and the checks below explain
+    # more than a shape mismatch would.
     inputs: np.ndarray
     labels: np.ndarray | None = None
     mask: np.ndarray | None = None
@@ -85,10 +83,11 @@ class Sequences:
         return self.mask.sum(axis=1, dtype=np.int32)
 
     def take(self, indices: Integer[np.ndarray, " taken"]) -> Sequences:
-        """Return the examples at these indices, in their order.
+        """Select the examples at these indices, in their order.
 
         Raises:
-            ValueError: there is no index, or one is outside 0 .. count - 1.
+            TypeError: the indices are not a list of integers.
+            ValueError: there are no indices, or one is outside 0 .. count - 1.
         """
         indices = checked_indices(indices, self.count)
         if not len(indices):
@@ -99,9 +98,7 @@ class Sequences:
 
 
 def checked_indices(indices: np.ndarray, count: int) -> Int64[np.ndarray, " taken"]:
-    """Return the indices of examples, refused unless they are a list of integers in 0 .. count -
-    1.
-    """
+    """Return the indices as int64 (taken,); they must be a list of integers in 0 .. count - 1."""
     indices = np.asarray(indices)
     if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
         raise UserTypeError(
@@ -221,8 +218,7 @@ def _converted_features(
         value = inputs[row, step, feature]
         raise UserValueError(
             f"inputs hold {value} in example {row}, step {step}, feature {feature}; a real step "
-            "must be finite in float32: "
-            "mark it as padding in the mask, or impute it"
+            "must be finite in float32: mark it as padding in the mask, or impute it"
         )
     return converted
 

@@ -1,6 +1,4 @@
-"""`Standardisation`: the mean and the scale of each feature, fitted on training data and kept with
-the model.
-"""
+"""`Standardisation`: each feature's mean and scale, fitted on training data, saved with a model."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from pe_core.errors import UserTypeError, UserValueError
 
 @dataclass(frozen=True)
 class Standardisation:
-    """Per-feature standardisation, (x - mean) / scale.
+    """Standardise each feature: (x - mean) / scale.
 
     Attributes:
         mean: one number per feature, in the feature's own unit.
@@ -27,8 +25,8 @@ class Standardisation:
 
     Raises:
         TypeError: an entry is not a number.
-        ValueError: no entry, lengths that differ, an entry that is not finite, a scale that is not
-        positive.
+        ValueError: no entry, lengths that differ, an entry that is not finite, or a scale that is
+            not positive.
     """
 
     mean: tuple[float, ...]
@@ -51,7 +49,7 @@ class Standardisation:
 
     @classmethod
     def fit(cls, sequences: Sequences) -> Standardisation:
-        """Return the mean and scale of each feature over the real steps, computed in float64.
+        """Fit the mean and scale of each feature over the real steps, in float64.
 
         Raises:
             ValueError: the sequences are tokens.
@@ -59,7 +57,7 @@ class Standardisation:
         _refuse_tokens(sequences)
         steps = real_steps(sequences).astype(np.float64)
         mean, scale = steps.mean(axis=0), steps.std(axis=0)
-        # The mean of a constant is rounded, so its deviation need not be 0: only the extremes tell
+        # The mean of a constant is rounded, so its deviation need not be 0; equal extremes show
         # that a feature is constant.
         constant = steps.min(axis=0) == steps.max(axis=0)
         mean, scale = (
@@ -69,8 +67,7 @@ class Standardisation:
         return cls(tuple(mean.tolist()), tuple(scale.tolist()))
 
     def apply(self, sequences: Sequences) -> Sequences:
-        """Return the sequences with standardised features; computed in float64, cast once; padding
-        stays 0.
+        """Standardise the features in float64 and cast once to float32; padding stays 0.
 
         Raises:
             ValueError: the sequences are tokens or have another number of features.
@@ -85,14 +82,12 @@ class Standardisation:
         return Sequences(inputs, sequences.labels, sequences.mask, sequences.class_names)
 
     def to_json(self) -> dict[str, list[float]]:
-        """Return a dictionary of lists that JSON can hold; `from_json` gives the same numbers
-        back.
-        """
+        """Return a dictionary of lists for JSON; `from_json` restores the same numbers."""
         return {"mean": list(self.mean), "scale": list(self.scale)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Standardisation:
-        """Return the standardisation of a dictionary made by `to_json`.
+        """Restore a standardisation from a dictionary made by `to_json`.
 
         Raises:
             TypeError: not a dictionary of lists of numbers.
@@ -115,7 +110,7 @@ class Standardisation:
 
 
 def real_steps(sequences: Sequences) -> Float32[np.ndarray, "steps features"]:
-    """Return the real steps of all examples, one after the other."""
+    """Concatenate the real steps of all examples, float32 (steps, features)."""
     if sequences.mask is None:
         return sequences.inputs.reshape(-1, sequences.inputs.shape[-1])
     return sequences.inputs[sequences.mask]

@@ -1,8 +1,7 @@
-"""The built-in tasks: `dummy` (pure noise), `order` (cannot be learned without positions) and
-scikit-learn's digits.
+"""Built-in tasks: `dummy` (pure noise), `order` (not learnable without positions) and digits.
 
-A task is a function of its seed alone. Numbers are drawn in float64 and cast once to float32, which
-hides the last-place differences between the logarithms and cosines of different machines.
+A task depends on its seed alone. Numbers are drawn in float64 and cast once to float32, which hides
+last-place differences between the logarithms and cosines of different machines.
 """
 
 from __future__ import annotations
@@ -36,9 +35,7 @@ _NOISE, _LABELS, _PLACES, _MARKERS, _ARRANGEMENT = 0, 1, 2, 3, 4
 
 
 def dummy(seed: int = 0) -> Dataset:
-    """Return standard normal noise with random labels of two classes: 1,000 and 250 examples of 10
-    steps and 16 features.
-    """
+    """Draw normal noise with random labels: 1,000 and 250 examples, (10 steps, 16 features)."""
 
     def part(number: int, count: int) -> Sequences:
         inputs = normal(
@@ -53,13 +50,12 @@ def dummy(seed: int = 0) -> Dataset:
 
 
 def order(seed: int = 0) -> Dataset:
-    """Return noise in which two marker vectors stand at two random places; the label says which of
-    them comes first.
+    """Draw noise with two marker vectors at random steps; the label is the marker that comes first.
 
-    1,000 and 250 examples of 10 steps and 16 features. Each example comes with its mirror image
-    (`swapped`) in the same part: the same step vectors in another order, under the other label. So
-    a model that does not know the order of its steps gives both the same answer and is right about
-    exactly half of every part, training included.
+    1,000 and 250 examples, (10 steps, 16 features). Each part holds every example's mirror image
+    (`swapped`) too: the same step vectors in another order, with the other label. A model that
+    ignores order gives both the same answer, so it is right about exactly half of every part, the
+    training part included.
     """
     markers = order_markers(seed)
 
@@ -95,8 +91,7 @@ def order_markers(seed: int = 0) -> Float32[np.ndarray, "2 features"]:
 
 
 def swapped(sequences: Sequences, seed: int = 0) -> Sequences:
-    """Return the mirror images of examples of the `order` task: the two markers change places, and
-    the label changes.
+    """Swap the two markers in each example of the `order` task, and its label.
 
     Raises:
         ValueError: an example does not hold each of this seed's markers once.
@@ -124,11 +119,10 @@ def swapped(sequences: Sequences, seed: int = 0) -> Sequences:
 
 
 def digits(seed: int = 0, *, steps: int = 8, validation_fraction: float = 0.2) -> Dataset:
-    """Return scikit-learn's 1,797 images of digits as 8 steps of 8 features (rows), or as 64 steps
-    of 1 feature (pixels).
+    """Load scikit-learn's 1,797 images of digits as (8 rows, 8 features) or (64 pixels, 1 feature).
 
-    A fifth is held out for testing, then `validation_fraction` of the rest for validation;
-    standardised by the training part.
+    A fifth is held out for testing, then `validation_fraction` of the rest for validation. Features
+    are standardised with statistics of the training part.
 
     Raises:
         ModuleNotFoundError: scikit-learn is missing.
@@ -164,7 +158,7 @@ def digits(seed: int = 0, *, steps: int = 8, validation_fraction: float = 0.2) -
 
 
 def _two_places(key: Key, count: int) -> Int64[np.ndarray, "count 2"]:
-    # Floors of float64 products: the same places on every machine.
+    # Flooring float64 products gives the same places on every machine.
     drawn = uniform(key, (count, 2))
     first = np.floor(drawn[:, 0] * LENGTH).astype(np.int64)
     second = np.floor(drawn[:, 1] * (LENGTH - 1)).astype(np.int64)

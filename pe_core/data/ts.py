@@ -1,4 +1,4 @@
-"""Reading `.ts` files, the text format of the UCR and UEA archives of time series classification.
+"""Read `.ts` files, the text format of the UCR and UEA archives of time series classification.
 
 Source: the format's description in the documentation of sktime and aeon.
 """
@@ -40,20 +40,19 @@ class _Header:
 
 
 def read_ts(path: Path) -> Reading:
-    """Return the contents of a `.ts` file: float64 (count, length, dimensions), right-padded to the
-    longest example.
+    """Read a `.ts` file as float64 (count, length, dimensions), right-padded to the longest one.
 
-    Header names are read without regard to capitals, and unknown ones are passed over; class names
-    keep their capitals and the order of the header (where it lists none: the distinct labels in
-    order). A missing value (`?` or `NaN`) inside a series is interpolated linearly between the
-    observed neighbours of the same dimension, and takes the nearest one at the ends. A dimension
-    without any observed value in an example is marked in `Reading.missing` and filled with the
-    dimension's mean, which `load` takes from the training part.
+    Header names are case-insensitive, and unknown ones are ignored. Class names keep their case and
+    the header's order; if it lists none, they are the distinct labels, sorted. A missing value (`?`
+    or `NaN`) is interpolated linearly between the observed neighbours in its dimension; at the ends
+    it takes the nearest one. A dimension with no observed value in an example is marked in
+    `Reading.missing` and filled with the dimension's mean, which `load` takes from the training
+    part.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: time stamps, regression targets, or a line that breaks the format; names the
-        file and the line.
+            file and the line.
     """
     lines = _lines(path)
     header = _header(path, lines)
@@ -85,8 +84,8 @@ def _lines(path: Path) -> list[str]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        # Comments in the archive hold names in older encodings; Latin-1 decodes every byte, and
-        # numbers are the same in it.
+        # Comments in the archive hold names in older encodings. Latin-1 decodes every byte and
+        # leaves numbers unchanged.
         text = content.decode("latin-1")
     return [line.strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
 
@@ -112,7 +111,7 @@ def _header(path: Path, lines: list[str]) -> _Header:
         name = {"dimension": "dimensions"}.get(tag.lower(), tag.lower())
         if name in TAGS and name in tags and tags[name][0] != words:
             raise UserValueError(
-                f"{path}, line {number}: @{tag} stands twice, with different values; keep one"
+                f"{path}, line {number}: @{tag} is given twice, with different values; keep one"
             )
         tags[name] = (words, f"{path}, line {number}")
     raise UserValueError(
@@ -264,7 +263,7 @@ def _reading(
 def _interpolated(
     example: Float64[np.ndarray, "dimensions steps"],
 ) -> Float64[np.ndarray, "dimensions steps"]:
-    """Return the example with its gaps closed; a dimension without any value becomes 0."""
+    """Interpolate an example's gaps; a dimension without any value becomes 0."""
     gaps: Bool[np.ndarray, "dimensions steps"] = np.isnan(example)
     if not gaps.any():
         return example

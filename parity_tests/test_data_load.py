@@ -1,0 +1,166 @@
+"""`load` finds a task or a file and divides it; `read` gives one file as it is."""
+
+import itertools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from parity_tests.refusals import each_refusal, refused
+from pe_core.data import DATA_NAMES, Sequences, Standardisation, load, read
+from pe_core.model.random import SPLIT, derive, permutation
+
+Write = Callable[..., Path]
+LABELS = np.arange(6) % 2
+
+
+def ones(*shape: int, dtype: Any = np.float32) -> np.ndarray:
+    return np.ones(shape, dtype)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write an `.npz` file of the given arrays; returns its path."""
+    numbers = itertools.count()
+
+    def write(**arrays: Any) -> Path:
+        path = tmp_path / f"data{next(numbers)}.npz"
+        np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+        return path
+
+    return write
+
+
+NOT_FOUND = "unknown data '{}', the names are dummy, order, digits, digits64 or a path ...; {}"
+CHOOSE = "choose one of them, or give a file"
+ENDING = "a data file must end in .npz or .ts, got '{}'; convert it"
+
+
+@each_refusal(
+    {
+        ValueError: {
+            NOT_FOUND.format("digts", "did you mean digits?"): ("digts", {}),
+            NOT_FOUND.format("Dummy", "did you mean dummy?"): ("Dummy", {}),
+            NOT_FOUND.format("x", CHOOSE): ("x", {}),
+            NOT_FOUND.format("", CHOOSE): ("", {}),
+            "table.csv: " + ENDING.format(".csv"): ("table.csv", {}),
+            "some/folder: " + ENDING.format("no ending"): ("some/folder", {}),
+            "a test file does not go with dummy, got x.ts; leave it": ("dummy", {"test": "x.ts"}),
+            "a test file does not go with digits": ("digits", {"test": "x.ts"}),
+            "order has parts of fixed size, got validation_fraction 0.5; leave it out": (
+                "order",
+                {"validation_fraction": 0.5},
+            ),
+            "validation_fraction must lie between 0 and 1, got 0.0; for example 0.2": (
+                "digits",
+                {"validation_fraction": 0.0},
+            ),
+            "got 1.0": ("digits", {"validation_fraction": 1.0}),
+            "got nan": ("x.npz", {"validation_fraction": float("nan")}),
+            "seed must lie in 0 .. 2**63 - 1, got -1": ("dummy", {"seed": -1}),
+        },
+        FileNotFoundError: {
+            "absent.npz: no such file; check the path": ("absent.npz", {}),
+            "absent.ts: no such file; check the path": ("absent.ts", {}),
+        },
+    }
+)
+def test_load_refuses(kind: type[Exception], words: str, what: Any) -> None:
+    data, options = what
+    with refused(kind, words):
+        load(data, **options)
+
+
+@pytest.mark.parametrize("name", DATA_NAMES)
+def test_every_name_loads(name: str) -> None:
+    assert load(name, seed=1).name == name
+
+
+def test_a_file_is_divided_by_the_seed(write: Write) -> None:
+    inputs = np.arange(40.0).reshape(20, 2, 1)
+    path = write(inputs=inputs, labels=np.arange(20) % 2)
+    dataset = load(path, seed=3, validation_fraction=0.3)
+    order = permutation(derive(3, SPLIT), 20)
+    fitted = Standardisation.fit(Sequences(inputs[order[6:]]))
+    assert (dataset.standardisation, dataset.test) == (fitted, None)
+    for part, rows in (("validation", order[:6]), ("train", order[6:])):
+        found = dataset.parts[part]
+        assert np.array_equal(found.inputs, fitted.apply(Sequences(inputs[rows])).inputs)
+        assert np.array_equal(np.asarray(found.labels), rows % 2)
+    other = load(path, seed=4).train.inputs
+    assert not np.array_equal(other, load(path, seed=3).train.inputs)
+    assert np.array_equal(other, load(str(path), seed=4).train.inputs)
+
+
+def test_a_test_file_is_mapped_by_name_and_may_be_longer(write: Write) -> None:
+    train = write(inputs=ones(6, 2, 1), labels=np.array(["a", "b", "c"] * 2))
+    test = write(inputs=ones(2, 5, 1), labels=np.array(["c", "a"]))
+    dataset = load(train, test=test)
+    assert dataset.test is not None
+    assert np.asarray(dataset.test.labels).tolist() == [2, 0]
+    assert (dataset.test.class_names, dataset.length) == (("a", "b", "c"), 5)
+    assert (dataset.test.inputs == 0.0).all()
+
+
+@each_refusal(
+    {
+        ValueError: {
+            "data0.npz: has no labels to train on; add labels": ({"labels": None}, {}),
+            "data1.npz: has no labels to test against; add labels": ({}, {"labels": None}),
+            "data1.npz, example 1: label '5' is not among the classes 0, 1; correct it": (
+                {},
+                {"labels": np.array([0, 5])},
+            ),
+            "data1.npz: has 7 features, the training file has 2 features; give both the same": (
+                {},
+                {"inputs": ones(2, 3, 7)},
+            ),
+            "data1.npz: has tokens, the training file has 2 features": (
+                {},
+                {"inputs": ones(2, 3, dtype=int)},
+            ),
+            "the train part of data0 holds one class only, '0'": (
+                {"labels": np.zeros(6, int)},
+                {"labels": np.zeros(2, int)},
+            ),
+            "data0.npz has 1 example; a training and a validation part need at least 2": (
+                {"inputs": ones(1, 3, 2), "labels": LABELS[:1]},
+                {},
+            ),
+        }
+    }
+)
+def test_files_that_do_not_go_together(
+    write: Write, kind: type[Exception], words: str, what: Any
+) -> None:
+    train = write(**{"inputs": ones(6, 3, 2), "labels": LABELS} | what[0])
+    test = write(**{"inputs": ones(2, 3, 2), "labels": LABELS[:2]} | what[1])
+    with refused(kind, words):
+        load(train, test=test)
+
+
+def test_tokens_are_not_standardised(write: Write) -> None:
+    dataset = load(write(inputs=np.arange(30).reshape(10, 3), labels=np.arange(10) % 2))
+    assert (dataset.standardisation, dataset.num_features, dataset.vocab_size) == (None, None, 30)
+
+
+def test_reading_for_prediction(write: Write) -> None:
+    unlabelled = read(write(inputs=ones(2, 3, 1)), ("x", "y"))
+    assert (unlabelled.labels, unlabelled.class_names) == (None, ("x", "y"))
+    path = write(inputs=ones(2, 3, 1), labels=np.array(["y", "Y"]))
+    assert np.asarray(read(path, ["x", "y"]).labels).tolist() == [1, 1]
+    words = "example 0: label 'y' is not among the classes x; correct it, or leave the example out"
+    with refused(ValueError, words):
+        read(path, ("x",))
+
+
+def test_the_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [name for name in sys.modules if name.split(".")[0] == "sklearn"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    words = "the digits data need scikit-learn; install positional-encoding[data]"
+    with refused(ModuleNotFoundError, words, whole=True):
+        load("digits")
