@@ -24,7 +24,8 @@ demo: $(STAMP)
 test: $(STAMP)
 	.venv/bin/python -m pytest $(ARGS)
 
-# The long measurements, half an hour or so: docs/parity.md and docs/evidence/. One thread each, because two of them run side by side.
+# The long measurements, half an hour or so: the tables of docs/parity.md, docs/evidence/ and the picture. One thread each, because two of
+# them run side by side.
 evidence: export OMP_NUM_THREADS = 1
 evidence: export XLA_FLAGS = --xla_cpu_multi_thread_eigen=false
 evidence: $(STAMP)

@@ -150,7 +150,7 @@ def stock_run(case: Case, precision: str, foreach: bool | None) -> Trace:
 
 
 @cache
-def referee(case: Case) -> Trace:
+def baseline(case: Case) -> Trace:
     return stock_run(case, "float64", foreach=False)
 
 
@@ -209,5 +209,5 @@ def judged(case: Case, traces: Mapping[str, Trace], precision: str) -> Compariso
     """The comparison of runs with torch's AdamW in float64; weights over the distance that they
     moved.
     """
-    truth = referee(case)
+    truth = baseline(case)
     return compare(truth, traces, precision, moved=moved_arrays(truth, initial()))

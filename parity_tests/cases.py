@@ -1,12 +1,12 @@
-"""Small models and batches that the tests share: all dimensions differ, so that a transposed or
-mixed-up axis cannot pass.
+"""Small models and batches that the tests share. All dimensions differ, so that no transposed or
+mixed-up axis passes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,8 +68,8 @@ CONFIGS = {
 
 
 def perturbed_arrays(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
-    """Initial weights moved off their special values (zeros, ones, tables near zero), so that no
-    weight is without effect.
+    """Initial parameters moved off their special values (zeros, ones, tables near zero), so that
+    each has an effect.
     """
     return probe_arrays(config, seed)
 
@@ -108,8 +108,8 @@ def short_batch(config: ModelConfig, *, masked: bool = False) -> Batch:
     )
 
 
-class Wing(Protocol):
-    """One framework for tests that treat both alike: modules are the framework's own, arrays go in
+class Backend:
+    """One backend, for tests that treat both alike: models are the framework's own, arrays go in
     and come out as NumPy.
     """
 
@@ -118,42 +118,63 @@ class Wing(Protocol):
 
     def mode(self, precision: Precision = "float32") -> AbstractContextManager[Any]:
         """Return the context in which models of this precision are made and called."""
+        return nullcontext()
 
     def array(self, value: np.ndarray) -> Any:
         """Return an array of the framework."""
+        raise NotImplementedError
 
     def numpy(self, value: Any) -> np.ndarray:
         """Return a NumPy array."""
+        raise NotImplementedError
 
     def classifier(
         self, config: ModelConfig, arrays: dict[str, np.ndarray], precision: Precision = "float32"
     ) -> Any:
         """Return a classifier in evaluation mode."""
+        return self.package.from_arrays(config, arrays, compute=ComputeConfig(precision=precision))
 
     def encoder(
         self, config: ModelConfig, arrays: dict[str, np.ndarray], precision: Precision = "float32"
     ) -> Any:
-        """Return an encoder in evaluation mode with those of the weights that it has."""
+        """Return an encoder in evaluation mode with those of the parameters that it has."""
+        model = self.package.Encoder(config, compute=ComputeConfig(precision=precision))
+        model.eval()
+        self.package.layout.put_arrays(
+            model, {item.name: arrays[item.name] for item in encoder_parameters(config)}
+        )
+        return model
 
     def call(
         self, model: Any, x: np.ndarray, *, taps: dict[str, Any] | None = None, **arguments: Any
     ) -> np.ndarray:
         """Return the output of a model, called step by step and not compiled."""
+        extra = {} if taps is None else {"taps": taps}
+        with torch.no_grad():
+            output = self.numpy(model(self.array(x), **extra, **self.arguments(arguments)))
+        if taps is not None:
+            taps.update({name: self.numpy(value) for name, value in taps.items()})
+        return output
+
+    def arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return keyword arguments with arrays of the framework."""
+        return {
+            name: self.array(value) if isinstance(value, np.ndarray) else value
+            for name, value in arguments.items()
+        }
 
     def pullback(
         self, model: Any, cotangent: np.ndarray, x: np.ndarray, **arguments: Any
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Return the gradients of sum(cotangent * output): of x (empty for tokens), and of each
-        weight by its name.
+        parameter by its name.
         """
+        raise NotImplementedError
 
 
-class TorchWing:
+class TorchBackend(Backend):
     name = "torch"
     package: Any = pe_torch
-
-    def mode(self, precision: Precision = "float32") -> AbstractContextManager[Any]:
-        return nullcontext()
 
     def array(self, value: np.ndarray) -> Any:
         tensor = torch.from_numpy(np.array(value))
@@ -163,30 +184,6 @@ class TorchWing:
         value = value.detach()
         return np.asarray((value.float() if value.dtype == torch.bfloat16 else value).numpy())
 
-    def classifier(
-        self, config: ModelConfig, arrays: dict[str, np.ndarray], precision: Precision = "float32"
-    ) -> Any:
-        return pe_torch.from_arrays(config, arrays, compute=ComputeConfig(precision=precision))
-
-    def encoder(
-        self, config: ModelConfig, arrays: dict[str, np.ndarray], precision: Precision = "float32"
-    ) -> Any:
-        model = pe_torch.Encoder(config, compute=ComputeConfig(precision=precision)).eval()
-        model.load_state_dict(
-            {item.name: torch.from_numpy(arrays[item.name]) for item in encoder_parameters(config)}
-        )
-        return model
-
-    def call(
-        self, model: Any, x: np.ndarray, *, taps: dict[str, Any] | None = None, **arguments: Any
-    ) -> np.ndarray:
-        extra = {} if taps is None else {"taps": taps}
-        with torch.no_grad():
-            output = self.numpy(model(self.array(x), **extra, **self._arguments(arguments)))
-        if taps is not None:
-            taps.update({name: self.numpy(value) for name, value in taps.items()})
-        return output
-
     def pullback(
         self, model: Any, cotangent: np.ndarray, x: np.ndarray, **arguments: Any
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -194,7 +191,7 @@ class TorchWing:
         if live.dtype.is_floating_point:
             live.requires_grad_()
         model.zero_grad(set_to_none=True)
-        output = model(live, **self._arguments(arguments))
+        output = model(live, **self.arguments(arguments))
         output.backward(self.array(cotangent).to(output.dtype))
         found = {
             name: np.zeros(weight.shape, np.float32)
@@ -204,14 +201,8 @@ class TorchWing:
         }
         return np.zeros(0) if live.grad is None else self.numpy(live.grad), found
 
-    def _arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        return {
-            name: self.array(value) if isinstance(value, np.ndarray) else value
-            for name, value in arguments.items()
-        }
 
-
-class FlaxWing:
+class FlaxBackend(Backend):
     name = "flax"
     package: Any = pe_flax
 
@@ -224,28 +215,6 @@ class FlaxWing:
     def numpy(self, value: Any) -> np.ndarray:
         return np.asarray(value.astype(jnp.float32) if value.dtype == jnp.bfloat16 else value)
 
-    def classifier(
-        self, config: ModelConfig, arrays: dict[str, np.ndarray], precision: Precision = "float32"
-    ) -> Any:
-        return pe_flax.from_arrays(config, arrays, compute=ComputeConfig(precision=precision))
-
-    def encoder(
-        self, config: ModelConfig, arrays: dict[str, np.ndarray], precision: Precision = "float32"
-    ) -> Any:
-        model = pe_flax.Encoder(config, compute=ComputeConfig(precision=precision))
-        pe_flax.layout.put_arrays(model, arrays)
-        model.eval()
-        return model
-
-    def call(
-        self, model: Any, x: np.ndarray, *, taps: dict[str, Any] | None = None, **arguments: Any
-    ) -> np.ndarray:
-        extra = {} if taps is None else {"taps": taps}
-        output = self.numpy(model(self.array(x), **extra, **self._arguments(arguments)))
-        if taps is not None:
-            taps.update({name: self.numpy(value) for name, value in taps.items()})
-        return output
-
     def pullback(
         self, model: Any, cotangent: np.ndarray, x: np.ndarray, **arguments: Any
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -255,18 +224,14 @@ class FlaxWing:
 
         def output(weights: Any, x: Any) -> Any:
             return nnx.merge(graph, weights, *rest)(
-                x if of_features else live, **self._arguments(arguments)
+                x if of_features else live, **self.arguments(arguments)
             )
 
         value, back = jax.vjp(output, weights, live if of_features else jnp.zeros(0))
         of_weights, of_x = back(jnp.asarray(cotangent, value.dtype))
         return np.asarray(of_x), pe_flax.layout.get_arrays(nnx.merge(graph, of_weights, *rest))
 
-    def _arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        return {
-            name: self.array(value) if isinstance(value, np.ndarray) else value
-            for name, value in arguments.items()
-        }
 
-
-WINGS: dict[str, Wing] = {"torch": TorchWing(), "flax": FlaxWing()}
+BACKENDS: dict[str, Backend] = {"torch": TorchBackend(), "flax": FlaxBackend()}
+# The name of this table before.
+WINGS = BACKENDS

@@ -1,4 +1,4 @@
-"""Where the long tests leave what they measured: sections of docs/parity.md."""
+"""Write what the long tests measured into docs/parity.md."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ from typing import Any
 from pe_core.training.backends import versions
 from pe_parity.evidence import Section, write_sections
 
-# The folder of the page; nothing is written without it.
+# The variable that names the folder of the page; nothing is written without it.
 FOLDER = "PE_EVIDENCE"
 
 
-def write_section(
-    name: str, title: str, text: list[str], columns: list[str], rows: list[list[Any]]
-) -> None:
-    """Write a section and the page, where the environment names the folder of the page."""
+def write_section(name: str, columns: list[str], rows: list[list[Any]], raw: Any = None) -> None:
+    """Write a section and its table into the page."""
     if folder := os.environ.get(FOLDER):
-        write_sections(
-            Path(folder), [Section(name, title, "make evidence", text, columns, rows, versions())]
-        )
+        section = Section(name, "make evidence", columns, rows, versions())
+        write_sections(Path(folder), [section], {name: raw})

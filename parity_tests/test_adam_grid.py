@@ -33,8 +33,7 @@ from parity_tests.adam_runs import (
     stream,
     torch_run,
 )
-from pe_parity.budgets import BUDGETS
-from pe_parity.compare import distance
+from pe_parity.budgets import BUDGETS, distance
 from pe_parity.trace import Trace
 
 STEPS = 1000

@@ -42,8 +42,7 @@ from parity_tests.adam_runs import (
 )
 from pe_core.model.random import derive, normal
 from pe_flax.optimizer import AdamState, clip_factor, global_norm
-from pe_parity.budgets import BUDGETS
-from pe_parity.compare import distance
+from pe_parity.budgets import BUDGETS, distance
 from pe_parity.trace import Trace
 
 # --- pe_flax.adam in company ---

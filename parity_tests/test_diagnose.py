@@ -1,5 +1,5 @@
-"""Each diagnosis is made on a running model with the fault planted in it, and none on a model
-without.
+"""Each diagnosis is made on a running model with a fault planted in it; a model without one has no
+diagnosis.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from pe_parity.resemblance import resemblances
 from pe_parity.rounding import BFLOAT16, TF32, rounded
 from pe_parity.trace_file import Given
 
-PLANTED = {(fault.wing, fault.name): fault.patch for fault in FAULTS}
+PLANTED = {(fault.backend, fault.name): fault.patch for fault in FAULTS}
 
 
 def traces(
-    config: str, masked: bool, wing: str, precision: Precision
+    config: str, masked: bool, backend: str, precision: Precision
 ) -> tuple[Trace, Trace, Given]:
     model = CONFIGS[config]
     arrays, batch = perturbed_arrays(model), small_batch(model, masked=masked)
     found = trace(
-        ENGINES[wing],
+        ENGINES[backend],
         model,
         arrays,
         [batch],
@@ -54,9 +54,9 @@ def traces(
 
 
 def diagnosed(
-    config: str, masked: bool, wing: str = "torch", precision: Precision = "float32"
+    config: str, masked: bool, backend: str = "torch", precision: Precision = "float32"
 ) -> Diagnosis:
-    return diagnose(*traces(config, masked, wing, precision), precision)
+    return diagnose(*traces(config, masked, backend, precision), precision)
 
 
 def load(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Patch:
@@ -138,210 +138,64 @@ def _shifted(by: int) -> Patch:
 EPSILON = attribute(pe_torch.layers, "LAYER_NORM_EPSILON", 1e-6)
 TANH = PLANTED["torch", "tanh GELU"]
 # (name of the fault, its patch, config, masked, the name where it shows, words of the diagnosis)
+# fmt: off
 CASES: list[tuple[str, Patch, str, bool, str, str]] = [
     ("epsilon 1e-6", EPSILON, "default", False, "layers.0.norm1", "LayerNorm has epsilon 1e-06"),
-    (
-        "epsilon 1e-3",
-        attribute(pe_torch.layers, "LAYER_NORM_EPSILON", 1e-3),
-        "post",
-        True,
-        "layers.0.norm1",
-        "epsilon 0.001",
-    ),
-    (
-        "epsilon 1e-12",
-        attribute(pe_torch.layers, "LAYER_NORM_EPSILON", 1e-12),
-        "default",
-        False,
-        "layers.0.norm1",
-        "epsilon 1e-12",
-    ),
-    (
-        "unbiased",
-        _norm(lambda x: (x - x.mean(-1, True)) / (x.var(-1, keepdim=True) + 1e-5).sqrt()),
-        "default",
-        False,
-        "layers.0.norm1",
-        "divides the variance by one less",
-    ),
-    (
-        "RMSNorm",
-        _norm(lambda x: x / ((x**2).mean(-1, True) + 1e-5).sqrt()),
-        "default",
-        False,
-        "layers.0.norm1",
-        "does not subtract the mean",
-    ),
-    (
-        "tanh GELU",
-        TANH,
-        "default",
-        False,
-        "layers.0.feed_forward.hidden",
-        "tanh approximation of GELU",
-    ),
-    (
-        "ReLU",
-        around(functional, "gelu", lambda gelu, x, approximate: functional.relu(x)),
-        "default",
-        False,
-        "layers.0.feed_forward.hidden",
-        "the activation is ReLU",
-    ),
-    (
-        "one transposed weight",
-        PLANTED["torch", "transposed square matrix"],
-        "default",
-        False,
-        "layers.0.attention.output",
-        "layers.0.attention.out.weight alone is used transposed",
-    ),
-    (
-        "transposed weights",
-        every("attention.out.weight", np.transpose),
-        "default",
-        False,
-        "layers.0.attention.output",
-        "attention.out.weight of every layer is used transposed",
-    ),
-    (
-        "memory of the transpose",
-        every("feed_forward.up.weight", _reread),
-        "default",
-        False,
-        "layers.0.feed_forward.hidden",
-        "the memory of feed_forward.up.weight",
-    ),
-    (
-        "inverted mask",
-        PLANTED["torch", "inverted mask"],
-        "default",
-        True,
-        "layers.0.attention.weights",
-        "mask of attention is inverted",
-    ),
-    (
-        "mask forgotten",
-        PLANTED["torch", "mask forgotten"],
-        "default",
-        True,
-        "layers.0.attention.weights",
-        "attention ignores the mask",
-    ),
-    (
-        "padding pooled",
-        PLANTED["torch", "padding pooled"],
-        "default",
-        True,
-        "pooled",
-        "pooling ignores the mask",
-    ),
-    (
-        "table off by one",
-        PLANTED["torch", "off by one"],
-        "default",
-        False,
-        "encoding",
-        "positions are off by 1",
-    ),
-    (
-        "sinusoids off by two",
-        _shifted(2),
-        "sinusoidal",
-        False,
-        "encoding",
-        "positions are off by 2",
-    ),
-    (
-        "sinusoids off by minus one",
-        _shifted(-1),
-        "sinusoidal",
-        False,
-        "encoding",
-        "positions are off by -1",
-    ),
-    (
-        "scale of d_model",
-        PLANTED["torch", "scale of d_model"],
-        "default",
-        False,
-        "layers.0.attention.logits",
-        r"multiplied by 0.57735, 1 / sqrt\(num_heads\) = sqrt\(d_head / d_model\)",
-    ),
-    (
-        "no scale",
-        attended(lambda q, *rest: (q * q.shape[-1] ** 0.5, *rest)),
-        "default",
-        False,
-        "layers.0.attention.logits",
-        r"multiplied by 2, sqrt\(d_head\)",
-    ),
-    (
-        "key and value swapped",
-        every("qkv.weight", _key_value_swapped),
-        "default",
-        False,
-        "layers.0.attention.key",
-        "key and value are swapped",
-    ),
-    (
-        "packed head by head",
-        every("qkv.weight", _packed_by_head),
-        "default",
-        False,
-        "layers.0.attention.query",
-        "packed head by head",
-    ),
-    (
-        "heads interleaved",
-        PLANTED["torch", "heads interleaved"],
-        "default",
-        False,
-        "layers.0.attention.logits",
-        "heads are interleaved",
-    ),
-    (
-        "heads permuted",
-        attended(lambda q, k, v, *rest: (*map(_heads_in_order, (q, k, v)), *rest)),
-        "default",
-        False,
-        "layers.0.attention.logits",
-        "heads come in another order: rotated, with 2 first",
-    ),
-    (
-        "merged without a transpose",
-        around(pe_torch.attention, "attend", _merged_without_transpose),
-        "default",
-        False,
-        "layers.0.attention.output",
-        "merged by a reshape alone",
-    ),
-    (
-        "bias missing",
-        every("feed_forward.down.bias", np.zeros_like),
-        "default",
-        False,
-        "layers.0.feed_forward.output",
-        "feed_forward.down.bias of every layer is missing",
-    ),
-    (
-        "scale of a norm missing",
-        every("norm2.weight", np.ones_like),
-        "default",
-        False,
-        "layers.0.norm2",
-        "norm2.weight of every layer is missing",
-    ),
+    ("epsilon 1e-3", attribute(pe_torch.layers, "LAYER_NORM_EPSILON", 1e-3), "post", True,
+     "layers.0.norm1", "epsilon 0.001"),
+    ("epsilon 1e-12", attribute(pe_torch.layers, "LAYER_NORM_EPSILON", 1e-12), "default", False,
+     "layers.0.norm1", "epsilon 1e-12"),
+    ("unbiased", _norm(lambda x: (x - x.mean(-1, True)) / (x.var(-1, keepdim=True) + 1e-5).sqrt()),
+     "default", False, "layers.0.norm1", "divides the variance by one less"),
+    ("RMSNorm", _norm(lambda x: x / ((x**2).mean(-1, True) + 1e-5).sqrt()), "default", False,
+     "layers.0.norm1", "does not subtract the mean"),
+    ("tanh GELU", TANH, "default", False, "layers.0.feed_forward.hidden",
+     "tanh approximation of GELU"),
+    ("ReLU", around(functional, "gelu", lambda gelu, x, approximate: functional.relu(x)), "default",
+     False, "layers.0.feed_forward.hidden", "the activation is ReLU"),
+    ("one transposed weight", PLANTED["torch", "transposed square matrix"], "default", False,
+     "layers.0.attention.output", "layers.0.attention.out.weight alone is used transposed"),
+    ("transposed weights", every("attention.out.weight", np.transpose), "default", False,
+     "layers.0.attention.output", "attention.out.weight of every layer is used transposed"),
+    ("memory of the transpose", every("feed_forward.up.weight", _reread), "default", False,
+     "layers.0.feed_forward.hidden", "the memory of feed_forward.up.weight"),
+    ("inverted mask", PLANTED["torch", "inverted mask"], "default", True,
+     "layers.0.attention.weights", "mask of attention is inverted"),
+    ("mask forgotten", PLANTED["torch", "mask forgotten"], "default", True,
+     "layers.0.attention.weights", "attention ignores the mask"),
+    ("padding pooled", PLANTED["torch", "padding pooled"], "default", True, "pooled",
+     "pooling ignores the mask"),
+    ("table off by one", PLANTED["torch", "off by one"], "default", False, "encoding",
+     "positions are off by 1"),
+    ("sinusoids off by two", _shifted(2), "sinusoidal", False, "encoding",
+     "positions are off by 2"),
+    ("sinusoids off by minus one", _shifted(-1), "sinusoidal", False, "encoding",
+     "positions are off by -1"),
+    ("scale of d_model", PLANTED["torch", "scale of d_model"], "default", False,
+     "layers.0.attention.logits",
+     r"multiplied by 0.57735, 1 / sqrt\(num_heads\) = sqrt\(d_head / d_model\)"),
+    ("no scale", attended(lambda q, *rest: (q * q.shape[-1] ** 0.5, *rest)), "default", False,
+     "layers.0.attention.logits", r"multiplied by 2, sqrt\(d_head\)"),
+    ("key and value swapped", every("qkv.weight", _key_value_swapped), "default", False,
+     "layers.0.attention.key", "key and value are swapped"),
+    ("packed head by head", every("qkv.weight", _packed_by_head), "default", False,
+     "layers.0.attention.query", "packed head by head"),
+    ("heads interleaved", PLANTED["torch", "heads interleaved"], "default", False,
+     "layers.0.attention.logits", "heads are interleaved"),
+    ("heads permuted", attended(lambda q, k, v, *rest: (*map(_heads_in_order, (q, k, v)), *rest)),
+     "default", False, "layers.0.attention.logits",
+     "heads come in another order: rotated, with 2 first"),
+    ("merged without a transpose", around(pe_torch.attention, "attend", _merged_without_transpose),
+     "default", False, "layers.0.attention.output", "merged by a reshape alone"),
+    ("bias missing", every("feed_forward.down.bias", np.zeros_like), "default", False,
+     "layers.0.feed_forward.output", "feed_forward.down.bias of every layer is missing"),
+    ("scale of a norm missing", every("norm2.weight", np.ones_like), "default", False,
+     "layers.0.norm2", "norm2.weight of every layer is missing"),
     ("TF32", _linear(_tf32), "default", False, "input", "operands in TF32"),
-    (
-        "bfloat16",
-        _linear(lambda x: x.bfloat16().float()),
-        "tokens",
-        False,
-        "layers.0.attention.query",
-        "operands in bfloat16",
-    ),
+    ("bfloat16", _linear(lambda x: x.bfloat16().float()), "tokens", False,
+     "layers.0.attention.query", "operands in bfloat16"),
 ]
+# fmt: on
 
 
 @pytest.mark.parametrize(
@@ -349,14 +203,14 @@ CASES: list[tuple[str, Patch, str, bool, str, str]] = [
     [case[1:] for case in CASES],
     ids=[case[0] for case in CASES],
 )
-def test_a_planted_fault_is_told(
+def test_a_planted_fault_is_diagnosed(
     patch: Patch, config: str, masked: bool, name: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patch(monkeypatch)
     found = diagnosed(config, masked)
     assert [(one.name, one.explained) for one in found.findings] == [(name, True)], found
     assert re.search(text, found.findings[0].text), found
-    # A shorter format is told once: what comes after it is noise of its size.
+    # A shorter format is reported once: what comes after it is noise of its size.
     assert found.checked == (None if "operands" in text else found.total)
 
 
@@ -368,7 +222,7 @@ def test_a_planted_fault_is_told(
         ("inverted mask", "layers.0.attention.weights", True, "inverted"),
     ],
 )
-def test_a_planted_fault_in_flax_is_told(
+def test_a_planted_fault_in_flax_is_diagnosed(
     name: str, place: str, masked: bool, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     PLANTED["flax", name](monkeypatch)
@@ -378,7 +232,7 @@ def test_a_planted_fault_in_flax_is_told(
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
-def test_two_faults_are_told_one_after_the_other(
+def test_two_faults_are_found_one_after_the_other(
     precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     EPSILON(monkeypatch)
@@ -391,7 +245,7 @@ def test_two_faults_are_told_one_after_the_other(
     assert found.checked == found.total
 
 
-def test_what_is_left_after_a_fault_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_left_after_a_fault_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks are post-norm and the final norm of pre-norm is still there: the first is known,
     the pair is not.
     """
@@ -419,18 +273,18 @@ def test_a_clean_model_has_no_diagnosis(config: str, precision: Precision) -> No
     ],
 )
 def test_a_random_difference_is_not_explained(name: str, size: float) -> None:
-    referee, actual, given = traces("default", False, "torch", "float32")
+    baseline, actual, given = traces("default", False, "torch", "float32")
     noise = normal(derive(0, 97), actual[name].shape)
     changed = actual[name] + size * noise * np.linalg.norm(actual[name]) / np.linalg.norm(noise)
-    (finding,) = diagnose(referee, actual | {name: changed}, given, "float32").findings
+    (finding,) = diagnose(baseline, actual | {name: changed}, given, "float32").findings
     assert (finding.name, finding.explained) == (name, False)
     assert finding.text.startswith("nothing known accounts for it; the largest difference is at")
 
 
 def test_the_trace_that_is_off_may_be_the_first() -> None:
-    referee, actual, given = traces("default", False, "torch", "float32")
+    baseline, actual, given = traces("default", False, "torch", "float32")
     (finding,) = diagnose(
-        referee | {"pooled": 2 * referee["pooled"]}, actual, given, "float32"
+        baseline | {"pooled": 2 * baseline["pooled"]}, actual, given, "float32"
     ).findings
     assert (
         finding.text
@@ -441,81 +295,47 @@ def test_the_trace_that_is_off_may_be_the_first() -> None:
 def test_only_the_head_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """A port that shows its result alone is diagnosed from it."""
     TANH(monkeypatch)
-    referee, actual, given = traces("default", False, "torch", "float32")
-    found = diagnose(referee, {"head": actual["head"]}, given, "float32")
+    baseline, actual, given = traces("default", False, "torch", "float32")
+    found = diagnose(baseline, {"head": actual["head"]}, given, "float32")
     assert [one.name for one in found.findings] == ["head"]
     assert "tanh approximation" in found.findings[0].text
 
 
 RANDOM = normal(derive(0, 96), (4, 3, 5, 7))
 GRADIENT = normal(derive(0, 95), (6, 4))
-# What goes wrong in arrays whose model nobody knows, and in gradients: (name, expected, found,
-# words)
+# Mistakes in arrays of an unknown model, and in gradients: (name, expected, found, diagnosis)
+# fmt: off
 ALONE: dict[str, tuple[str, np.ndarray, np.ndarray, str]] = {
     "halved": ("gradient/head.weight", GRADIENT, 0.5 * GRADIENT, "it is multiplied by 0.5"),
     "sign": ("gradient/head.weight", GRADIENT, -GRADIENT, "it is multiplied by -1"),
     "transposed": ("gradient/head.weight", GRADIENT, GRADIENT.T, "it is transposed"),
     "zero": ("gradient/head.weight", GRADIENT, 0 * GRADIENT, "all numbers are zero"),
-    "NaN": (
-        "gradient/head.weight",
-        GRADIENT,
-        np.where(GRADIENT > 0, GRADIENT, np.nan),
-        f"{(GRADIENT <= 0).sum()} of 24 numbers are NaN",
-    ),
-    "axes": (
-        "layers.0.attention.query",
-        RANDOM,
-        RANDOM.transpose(0, 2, 1, 3),
-        "its axes are transposed, to the order 0, 2, 1, 3",
-    ),
-    "shape": (
-        "layers.0.attention.query",
-        RANDOM,
-        RANDOM[:, :, 1:],
-        "the shape is (4, 3, 4, 7), not (4, 3, 5, 7)",
-    ),
-    "heads": (
-        "layers.0.attention.query",
-        RANDOM,
-        RANDOM[:, [1, 0, 2]],
-        "heads come in another order: 0 and 1 change places",
-    ),
-    "reversed": (
-        "layers.0.attention.query",
-        RANDOM,
-        RANDOM[:, :, ::-1],
-        "steps come in another order: reversed",
-    ),
-    "shift": (
-        "layers.0.attention.query",
-        RANDOM,
-        np.pad(RANDOM[:, :, :-2], ((0, 0), (0, 0), (2, 0), (0, 0))),
-        "steps stand 2 later than they should",
-    ),
+    "NaN": ("gradient/head.weight", GRADIENT, np.where(GRADIENT > 0, GRADIENT, np.nan),
+     f"{(GRADIENT <= 0).sum()} of 24 numbers are NaN"),
+    "axes": ("layers.0.attention.query", RANDOM, RANDOM.transpose(0, 2, 1, 3),
+     "its axes are transposed, to the order 0, 2, 1, 3"),
+    "shape": ("layers.0.attention.query", RANDOM, RANDOM[:, :, 1:],
+     "the shape is (4, 3, 4, 7), not (4, 3, 5, 7)"),
+    "heads": ("layers.0.attention.query", RANDOM, RANDOM[:, [1, 0, 2]],
+     "heads come in another order: 0 and 1 change places"),
+    "reversed": ("layers.0.attention.query", RANDOM, RANDOM[:, :, ::-1],
+     "steps come in another order: reversed"),
+    "shift": ("layers.0.attention.query", RANDOM,
+     np.pad(RANDOM[:, :, :-2], ((0, 0), (0, 0), (2, 0), (0, 0))),
+     "steps stand 2 later than they should"),
     "offset": ("layers.0.attention.query", RANDOM, RANDOM + 0.25, "0.25 is added to every number"),
-    "bias": (
-        "input",
-        RANDOM[0],
-        RANDOM[0] + np.arange(7),
-        "one vector is added to every step, as a bias is, or taken away",
-    ),
-    "bfloat16": (
-        "input",
-        RANDOM[0],
-        rounded(RANDOM[0], BFLOAT16),
-        "every number is a bfloat16 number: 8 significant bits of 24",
-    ),
-    "float16": (
-        "input",
-        RANDOM[0],
-        RANDOM[0].astype(np.float16),
-        "every number is a float16 or TF32 number: 11 significant bits of 24",
-    ),
+    "bias": ("input", RANDOM[0], RANDOM[0] + np.arange(7),
+     "one vector is added to every step, as a bias is, or taken away"),
+    "bfloat16": ("input", RANDOM[0], rounded(RANDOM[0], BFLOAT16),
+     "every number is a bfloat16 number: 8 significant bits of 24"),
+    "float16": ("input", RANDOM[0], RANDOM[0].astype(np.float16),
+     "every number is a float16 or TF32 number: 11 significant bits of 24"),
 }
+# fmt: on
 
 
 @pytest.mark.parametrize(("name", "expected", "actual", "text"), ALONE.values(), ids=ALONE)
-def test_arrays_alone_are_told(
+def test_arrays_alone_are_diagnosed(
     name: str, expected: np.ndarray, actual: np.ndarray, text: str
 ) -> None:
     (finding,) = diagnose({name: expected}, {name: actual}, None, "float32").findings

@@ -205,24 +205,8 @@ def test_a_hundred_kills(place: Path, zygotes: dict[str, Zygote]) -> None:
         )
     write_section(
         "kills",
-        "Killed, and gone on",
         [
-            (
-                f"A run of {STEPS} steps with a checkpoint every {INTERVAL} is killed with SIGKILL "
-                "and resumed, again and again until it ends."
-            ),
-            (
-                f"Each of the {len(POINTS)} named moments of a save is hit ({', '.join(POINTS)}); "
-                "all other kills are at random instants."
-            ),
-            (
-                f"At each kill the newest checkpoint that holds is at most {INTERVAL} steps behind "
-                "the step in flight."
-            ),
-            "Each run ends with the SHA-256 of the weights of the run that was left alone.",
-        ],
-        [
-            "framework",
+            "backend",
             "kills",
             "at a named moment",
             "at a random instant",

@@ -28,12 +28,12 @@ from parity_tests.adam_runs import (
     Arrays,
     Case,
     as_trace,
+    baseline,
     flax_run,
     initial,
     judged,
     live,
     put_gradients,
-    referee,
     scanned,
     stock_run,
     stream,
@@ -47,8 +47,8 @@ from pe_core.training.config import CLIP_EPSILON
 from pe_core.training.schedule import Schedule, make_schedule
 from pe_flax.optimizer import AdamState
 from pe_flax.optimizer import make_optimizer as make_flax
-from pe_parity.budgets import BUDGETS
-from pe_parity.compare import compare, distance
+from pe_parity.budgets import BUDGETS, distance
+from pe_parity.compare import compare
 from pe_parity.trace import Trace
 from pe_torch.optimizer import make_optimizer as make_torch
 from pe_torch.weights import load_arrays, to_arrays
@@ -159,7 +159,7 @@ def test_the_stream_exercises_clipping_and_epsilon() -> None:
     rows = [gradients.astype(np.float64).reshape(STEPS, -1) for gradients in stream().values()]
     norms = np.linalg.norm(np.concatenate(rows, axis=1), axis=1)
     assert STEPS // 10 < (norms < CLIP).sum() < STEPS - STEPS // 10
-    second = [referee(FULL)[f"gradient/second/{name}"].min() for name in SHAPES]
+    second = [baseline(FULL)[f"gradient/second/{name}"].min() for name in SHAPES]
     assert np.sqrt(min(second)) < 100 * EPS
 
 

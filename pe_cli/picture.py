@@ -1,87 +1,126 @@
-"""The picture of the noise floor."""
+"""Draw the noise floor."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, Final
 
 from pe_core.storage.files import write_file
 from pe_parity.floor import Floor
 
-# Ink for what is compared, grey for what it is compared with.
-BETWEEN, FLOOR, EXACT, CHANGING = "#c0392b", "#7f8c8d", "#2980b9", "#27ae60"
+# Every second step at which runs were compared is drawn.
+THINNED: Final = 2
+DIGITS: Final = 3
+# Colour and dashes of each line; those of all parameters are dotted.
+STYLES: Final = {
+    "one ulp, least": ("#7f8c8d", "6 3"),
+    "one ulp, largest": ("#7f8c8d", ""),
+    "one ulp, largest, all parameters": ("#7f8c8d", "1 3"),
+    "torch to float64": ("#2980b9", ""),
+    "flax to float64": ("#2980b9", "6 3"),
+    "handed over, largest": ("#27ae60", ""),
+    "torch to flax": ("#c0392b", ""),
+    "torch to flax, all parameters": ("#c0392b", "1 3"),
+}
+OTHER: Final = ("#8e44ad", "")
+# Sizes in pixels.
+WIDTH, HEIGHT, MARGIN, LEGEND = 360, 220, 44, 56
 
 
-def draw_floor(path: Path, floors: Mapping[str, Floor]) -> str | None:
-    """Draw the curves into an SVG file and return its name; None where matplotlib is not
-    installed.
+def curves(floor: Floor) -> dict[str, Any]:
+    """Return the lines of one training, thinned and rounded: the steps, each line by its label, and
+    the step at which training is chaotic.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
-    # The same curves give the same bytes.
-    with matplotlib.rc_context({"svg.hashsalt": "floor", "font.size": 9}):
-        figure = Figure(figsize=(10, 3.4 * ((len(floors) + 1) // 2)), layout="constrained")
-        axes = figure.subplots((len(floors) + 1) // 2, 2, squeeze=False, sharey=True).ravel()
-        for axis, (name, floor) in zip(axes, floors.items(), strict=False):
-            one, every = floor.compared, floor.all_weights
-            least = [min(column) for column in zip(*one.one_ulp, strict=True)]
-            axis.fill_between(one.steps, least, one.floor, color=FLOOR, alpha=0.35, lw=0)
-            axis.plot(one.steps, one.floor, color=FLOOR, label="one ulp: least to largest")
-            axis.plot(one.steps, every.floor, color=FLOOR, ls=":", label="largest, of all weights")
-            for framework, curve in one.exact.items():
-                axis.plot(
-                    one.steps,
-                    curve,
-                    color=EXACT,
-                    ls="-" if framework == "torch" else ":",
-                    lw=1,
-                    label=f"{framework} to float64",
-                )
-            for number, curve in enumerate(one.handed_over.values()):
-                shown = [value or float("nan") for value in curve]
-                axis.plot(
-                    one.steps,
-                    shown,
-                    color=CHANGING,
-                    lw=0.7,
-                    label=None if number else "runs that change sides",
-                )
-            if one.between:
-                axis.plot(
-                    one.steps, one.between, color=BETWEEN, lw=1.6, label=" to ".join(one.exact)
-                )
-                axis.plot(
-                    one.steps,
-                    every.between,
-                    color=BETWEEN,
-                    lw=1.2,
-                    ls=":",
-                    label="the same, of all weights",
-                )
-            if one.chaos:
-                axis.axvline(one.chaos, color="black", ls="--", lw=0.8)
-                axis.annotate(
-                    "chaotic", (one.chaos, 1.0), rotation=90, va="top", ha="right", fontsize=8
-                )
-            axis.set(
-                title=name,
-                xscale="log",
-                yscale="log",
-                xlabel="steps",
-                ylabel="share of the distance moved",
-            )
-            axis.grid(alpha=0.3, which="major")
-        figure.legend(
-            *axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4
-        )
-        for axis in axes[len(floors) :]:
-            axis.set_visible(False)
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format="svg", metadata={"Date": None})
+    one, every = floor.compared, floor.all_weights
+    pair = " to ".join(one.exact)
+    lines = {
+        "one ulp, least": [min(column) for column in zip(*one.one_ulp, strict=True)],
+        "one ulp, largest": one.floor,
+        "one ulp, largest, all parameters": every.floor,
+        **{f"{name} to float64": curve for name, curve in one.exact.items()},
+    }
+    if one.handed_over:
+        handed_over = zip(*one.handed_over.values(), strict=True)
+        lines["handed over, largest"] = [max(column) for column in handed_over]
+    if one.between:
+        lines |= {pair: one.between, f"{pair}, all parameters": every.between}
+    last = len(one.steps) - 1
+    chosen = [*range(0, last, THINNED), last]
+    thinned = {name: [_rounded(line[at]) for at in chosen] for name, line in lines.items()}
+    return {"steps": [one.steps[at] for at in chosen], "chaos": one.chaos, "lines": thinned}
+
+
+def draw(path: Path, trainings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draw the curves of each training into an SVG file, on logarithmic axes.
+
+    Args:
+        path: of the file.
+        trainings: of `curves`, by the name of the training.
+    """
+    shown = [
+        value
+        for found in trainings.values()
+        for line in found["lines"].values()
+        for value in line
+        if value
+    ]
+    decades = range(math.floor(math.log10(min(shown))), math.ceil(math.log10(max(shown))) + 1)
+    rows = (len(trainings) + 1) // 2
+    width, height = 2 * (WIDTH + MARGIN) + MARGIN, rows * (HEIGHT + MARGIN) + MARGIN + LEGEND
+    drawn = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        'font-family="sans-serif" font-size="11" fill="none">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+    ]
+    for number, (name, found) in enumerate(trainings.items()):
+        x, y = MARGIN + number % 2 * (WIDTH + MARGIN), MARGIN + number // 2 * (HEIGHT + MARGIN)
+        drawn += [f'<g transform="translate({x} {y})">', *_panel(name, found, decades), "</g>"]
+    labels = dict.fromkeys(label for found in trainings.values() for label in found["lines"])
+    for number, label in enumerate(labels):
+        x, y = MARGIN + number % 3 * 260, height - LEGEND + number // 3 * 18
+        drawn += [f'<path d="M{x} {y}h24" {_style(label)}/>', _text(x + 30, y + 4, label, "start")]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, drawn.getvalue())
-    return path.name
+    write_file(path, "\n".join([*drawn, "</svg>\n"]).encode())
+
+
+def _panel(name: str, found: Mapping[str, Any], decades: range) -> Iterator[str]:
+    """Yield the elements of one training: axes, then a path for each line."""
+    steps = found["steps"]
+    across, up = WIDTH / math.log10(max(steps[-1], 2)), HEIGHT / (len(decades) - 1 or 1)
+
+    def place(step: float, value: float) -> str:
+        return f"{across * math.log10(step):.1f} {up * (decades[-1] - math.log10(value)):.1f}"
+
+    yield f'<rect width="{WIDTH}" height="{HEIGHT}" stroke="black"/>'
+    yield _text(WIDTH // 2, -8, f"{name}: distance over the distance moved, by step")
+    for power in range(math.floor(math.log10(steps[-1])) + 1):
+        yield _text(round(across * power), HEIGHT + 14, f"{10**power:,}")
+    for decade in decades:
+        at = f"{up * (decades[-1] - decade):.1f}"
+        yield f'<path d="M0 {at}h{WIDTH}" stroke="#ddd"/>'
+        yield _text(-4, float(at) + 4, f"1e{decade}", "end")
+    if found["chaos"]:
+        at = f"{across * math.log10(found['chaos']):.1f}"
+        yield f'<path d="M{at} 0v{HEIGHT}" stroke="black" stroke-dasharray="4 3"/>'
+        yield _text(float(at) - 4, 12, "chaotic", "end")
+    for label, line in found["lines"].items():
+        points = [place(step, value) for step, value in zip(steps, line, strict=True) if value]
+        if points:
+            yield f'<path d="M{"L".join(points)}" {_style(label)}/>'
+
+
+def _style(label: str) -> str:
+    colour, dashes = STYLES.get(label, OTHER)
+    return f'stroke="{colour}" stroke-width="1.4"' + (
+        f' stroke-dasharray="{dashes}"' if dashes else ""
+    )
+
+
+def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
+    return f'<text x="{x:g}" y="{y:g}" fill="black" text-anchor="{anchor}">{text}</text>'
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")

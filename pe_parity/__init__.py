@@ -1,9 +1,9 @@
-"""Comparing, as a library: traces, budgets, comparisons and reports. Knows arrays and names, not
-frameworks.
+"""Compare implementations of one model: traces, budgets, comparisons, reports. Works on named
+arrays and imports no framework.
 """
 
-from pe_parity.budgets import BUDGETS, Budget, budget
-from pe_parity.compare import Comparison, Row, compare, distance
+from pe_parity.budgets import BUDGETS, Budget, budget, distance
+from pe_parity.compare import Comparison, Row, compare
 from pe_parity.trace import Trace, moved_arrays, reference_trace, trace
 
 __all__ = [

@@ -1,5 +1,5 @@
-"""Measuring the noise: how far right implementations lie from the referee and from each other, over
-random models and seeds.
+"""Measure the noise: how far correct implementations lie from the baseline and from each other,
+over random models and seeds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pe_core.model.config import (
 from pe_core.model.random import Key, derive, normal, uniform
 from pe_core.training.config import TrainConfig
 from pe_core.training.engine import EngineType
-from pe_parity.budgets import quantity
+from pe_parity.budgets import compared_up_to, quantity, same_side_of_kinks
 from pe_parity.compare import Row, compare
 from pe_parity.probe_inputs import probe_arrays
 from pe_parity.trace import Depth, Trace, moved_arrays, reference_trace, trace
@@ -50,15 +50,8 @@ class Case:
 
     @property
     def depth(self) -> Depth:
-        """How far the case is traced.
-
-        At the kink of ReLU, and where max pooling has two steps to choose from, rounding decides
-        which of two gradients is taken; training goes two ways from there, which is no error of
-        either. So kinks end a case: max pooling before the gradient, ReLU after it.
-        """
-        if self.config.pooling == "max":
-            return "forward"
-        return "gradient" if self.config.activation == "relu" else "run"
+        """How far the case is traced."""
+        return compared_up_to(self.config.activation, self.config.pooling)
 
 
 class _Draw:
@@ -126,38 +119,30 @@ def measure(
     """Return every distance of a case in one precision.
 
     Args:
-        engine_types: the engine of each framework.
+        engine_types: the engine of each backend.
         case: what is run.
         precision: of the runs.
-        exact: the runs in float64, of `run_case`; the first is the referee of all that training
-        adds.
+        exact: the runs in float64, of `run_case`; the first is the baseline of all that training
+            adds.
     """
     drops = case.config.dropout > 0.0
-    referee = next(iter(exact.values())) | reference_trace(
+    baseline = next(iter(exact.values())) | reference_trace(
         case.config, case.arrays, case.batches[0], seed=case.train.seed, dropout=drops
     )
     found = exact if precision == "float64" else run_case(engine_types, case, precision)
-    moved = moved_arrays(referee, case.arrays) if case.depth == "run" else None
-    rows = compare(referee, found, precision, moved=moved).rows
-    if case.config.activation == "relu" and any(
-        _on_another_side(referee, one) for one in found.values()
+    moved = moved_arrays(baseline, case.arrays) if case.depth == "run" else None
+    rows = compare(baseline, found, precision, moved=moved).rows
+    if case.config.activation == "relu" and not all(
+        same_side_of_kinks(baseline, one) for one in found.values()
     ):
         return tuple(row for row in rows if quantity(row.name) != "gradient")
     return rows
 
 
-def _on_another_side(referee: Trace, found: Trace) -> bool:
-    """Whether rounding put a unit of ReLU on the other side of its kink: its gradient is then
-    another one.
-    """
-    hidden = [name for name in referee if name.endswith("feed_forward.hidden")]
-    return any(not np.array_equal(referee[name] == 0.0, found[name] == 0.0) for name in hidden)
-
-
 def run_case(
     engine_types: Mapping[str, EngineType], case: Case, precision: Precision
 ) -> dict[str, Trace]:
-    """Return the trace of each framework."""
+    """Return the trace of each backend."""
     compute, drops = ComputeConfig(precision=precision), case.config.dropout > 0.0
     return {
         name: trace(
@@ -176,15 +161,15 @@ def run_case(
 
 @dataclass
 class Noise:
-    """The largest distance of a quantity over all cases, and where it was.
+    """The largest distance of a quantity over all cases, and where it was measured.
 
     Args:
-        largest: of all distances, to the referee and between the frameworks.
+        largest: of all distances, from the baseline and between the backends.
         name: in the trace.
         case: its number.
-        count: how many names were compared.
-        elements: of these names.
-        left_out: of these elements (see `pe_parity.adam_noise`).
+        count: number of names compared.
+        elements: number of elements of these names.
+        left_out: number of these that are not compared (see `Rule.above_noise`).
     """
 
     largest: float = 0.0
@@ -208,9 +193,10 @@ class Calibration:
     """What was measured over the cases.
 
     Args:
-        cases: how many.
-        noise: of each quantity and precision; "gauge" is what key biases do, which has no budget.
-        errors: in float32, for each kind of name (layers by a star), the errors of each framework.
+        cases: number of cases.
+        noise: of each quantity and precision.
+        errors: in float32, for each kind of name (with a star for the layer), the errors of each
+            backend.
     """
 
     cases: int
@@ -218,7 +204,7 @@ class Calibration:
     errors: dict[str, dict[str, list[float]]]
 
     def medians(self) -> dict[str, dict[str, float]]:
-        """Return the median error of each framework in float32, for each kind of name that has any
+        """Return the median error of each backend in float32, for each kind of name that has any
         error.
         """
         found = {
@@ -236,14 +222,14 @@ def calibrate(
     steps: int = STEPS,
     progress: Callable[[int], None] = lambda case: None,
 ) -> Calibration:
-    """Return the noise over the first so many cases.
+    """Measure the noise over random cases.
 
     Args:
-        engine_types: the engine of each framework.
-        cases: how many.
+        engine_types: the engine of each backend.
+        cases: number of cases.
         precisions: to measure.
         steps: of each run.
-        progress: is told every case that is done.
+        progress: called with the number of cases done.
     """
     found = Calibration(cases, {}, {})
     for number in range(cases):

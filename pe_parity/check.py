@@ -1,6 +1,4 @@
-"""A study: one model in every column, at every tap and through a whole run, against the right
-referee.
-"""
+"""Check one model: every backend against the baseline, at every tap and through a whole run."""
 
 from __future__ import annotations
 
@@ -16,6 +14,7 @@ from pe_core.model.initial import initial_arrays
 from pe_core.model.random import DATA, derive, normal, uniform
 from pe_core.training.config import TrainConfig
 from pe_core.training.engine import ForwardEngineType
+from pe_parity.budgets import SAME_BITS_AFTER, same_bits
 from pe_parity.compare import Comparison, compare
 from pe_parity.trace import Depth, Trace, moved_arrays, reference_trace, trace
 
@@ -24,13 +23,13 @@ DEFAULT_LENGTH = 10
 
 @dataclass(frozen=True)
 class ParityCheck:
-    """What came of a study in one precision.
+    """The result of a check in one precision.
 
     Args:
         comparison: name by name.
-        equal: how many weights after the run are the same bits in all frameworks once rounded to
-            float32; None without a run or with one framework alone.
-        total: of how many.
+        equal: number of parameters that are the same bits in all backends after the run, once
+            rounded to float32; None without a run or with one backend alone.
+        total: number of parameters compared.
     """
 
     comparison: Comparison
@@ -39,12 +38,11 @@ class ParityCheck:
 
     @property
     def passed(self) -> bool:
-        """Whether every name keeps its budget and, in float64, every weight after the run is the
-        same bits.
+        """Whether every name keeps its budget and, in float64, every parameter after the run is
+        the same bits.
         """
-        same = (
-            self.equal is None or self.comparison.precision != "float64" or self.equal == self.total
-        )
+        exact = self.comparison.precision == SAME_BITS_AFTER and self.equal is not None
+        same = not exact or self.equal == self.total
         return self.comparison.first_failure is None and same
 
 
@@ -86,13 +84,13 @@ def check_parity(
     steps: int | None = None,
     train: TrainConfig | None = None,
 ) -> dict[str, ParityCheck]:
-    """Return a study for each precision.
+    """Check a model in each precision.
 
-    The referee of the forward pass and the loss is the reference; of gradients and training the
-    first framework in float64.
+    The baseline of the forward pass and the loss is the NumPy reference; that of gradients and
+    training is the first backend in float64.
 
     Args:
-        engine_types: the engine of each framework.
+        engine_types: the engine of each backend.
         config: what the model is.
         precisions: float32, float64 or both.
         depth: how far to go.
@@ -103,28 +101,27 @@ def check_parity(
     arrays = initial_arrays(config, options.seed)
     found = default_batches(config, options, steps if depth == "run" else 1)
     exact = _traces(engine_types, config, arrays, found, depth, options, "float64")
-    referee = next(iter(exact.values())) | reference_trace(
+    baseline = next(iter(exact.values())) | reference_trace(
         config, arrays, found[0], seed=options.seed
     )
-    moved = moved_arrays(referee, arrays) if depth == "run" else None
+    moved = moved_arrays(baseline, arrays) if depth == "run" else None
     trained = [name for name in moved or {} if name.startswith("weights/")]
-    studies: dict[str, ParityCheck] = {}
+    checks: dict[str, ParityCheck] = {}
     for precision in precisions:
         traces = (
             exact
             if precision == "float64"
             else _traces(engine_types, config, arrays, found, depth, options, precision)
         )
-        comparison = compare(referee, traces, precision, moved=moved)
+        comparison = compare(baseline, traces, precision, moved=moved)
         equal = (
             None
             if moved is None or len(traces) < 2
-            else sum(_equal([one[name] for one in traces.values()]) for name in trained)
+            else sum(same_bits([one[name] for one in traces.values()]) for name in trained)
         )
-        studies[precision] = ParityCheck(
-            comparison, equal, sum(referee[name].size for name in trained)
-        )
-    return studies
+        total = sum(baseline[name].size for name in trained)
+        checks[precision] = ParityCheck(comparison, equal, total)
+    return checks
 
 
 def _traces(
@@ -141,14 +138,6 @@ def _traces(
         name: trace(engine_type, config, arrays, found, depth=depth, train=train, compute=compute)
         for name, engine_type in engine_types.items()
     }
-
-
-def _equal(arrays: list[np.ndarray]) -> int:
-    rounded = [array.astype(np.float32) for array in arrays]
-    same = np.ones(rounded[0].shape, bool)
-    for array in rounded[1:]:
-        same &= array == rounded[0]
-    return int(same.sum())
 
 
 def _longest(config: ModelConfig) -> int:

@@ -1,4 +1,4 @@
-"""From two traces that differ to what is wrong, one fault after the other."""
+"""Find what is wrong with a trace, one mistake after the other."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from pe_parity.budgets import budget
-from pe_parity.compare import compare, distance
+from pe_parity.budgets import CLEARER, budget, distance
+from pe_parity.compare import compare
 from pe_parity.hypotheses import hypotheses
 from pe_parity.padding import part, without_padding
 from pe_parity.perturbed_reference import Change, Edit, PerturbedReference
@@ -17,12 +17,9 @@ from pe_parity.resemblance import resemblances
 from pe_parity.trace import Trace
 from pe_parity.trace_file import Given
 
-# Enough sequences to tell faults apart; the formulas in NumPy are slow.
+# Enough sequences to distinguish mistakes; the formulas in NumPy are slow.
 ROWS: Final = 8
 MOST_FAULTS: Final = 6
-# Of two explanations that reach equally far the later one must leave a residual smaller by this
-# factor: the list is in order of likelihood.
-CLEARER: Final = 2.0
 
 
 @dataclass(frozen=True)
@@ -46,9 +43,9 @@ class Diagnosis:
 
     Args:
         findings: in the order in which they show.
-        checked: how many names the faults together account for, with those that were right; None
-            where it was not followed so far.
-        total: of how many that the model has.
+        checked: number of names that are right or that the findings together explain; None where
+            the search did not follow the whole model.
+        total: number of names that the model has.
     """
 
     findings: tuple[Finding, ...]
@@ -56,32 +53,33 @@ class Diagnosis:
     total: int = 0
 
 
-def diagnose(referee: Trace, actual: Trace, given: Given | None, precision: str) -> Diagnosis:
-    """Return what the differences of a trace from its referee look like.
+def diagnose(baseline: Trace, actual: Trace, given: Given | None, precision: str) -> Diagnosis:
+    """Explain the differences of a trace from a baseline.
 
     Mistakes in the model are tried by computing the whole model with each of them, in float64; the
-    one that accounts for the first name out of bounds, and for the most names after it, is kept,
-    and the search goes on from there. Without what went into the model, or where nothing of this
-    kind fits, the two arrays at that name are looked at alone.
+    one that explains the first name out of bounds, and the most names after it, is kept, and the
+    search goes on from there. Without the inputs of the model, or where no mistake of this kind
+    fits, the two arrays at that name are compared by themselves.
 
     Args:
-        referee: the trace to be near to.
-        actual: the one that is not.
+        baseline: the trace that the other should equal.
+        actual: the one that does not.
         given: what went into both; None where nobody knows.
         precision: of the comparison; chooses the bounds.
     """
     if given is not None:
-        referee, actual = without_padding(referee, given.mask), without_padding(actual, given.mask)
-    names = [name for name in referee if name in actual]
-    failing = _first_failure(referee, actual, names, precision)
+        baseline = without_padding(baseline, given.mask)
+        actual = without_padding(actual, given.mask)
+    names = [name for name in baseline if name in actual]
+    failing = _first_failure(baseline, actual, names, precision)
     if failing is None:
         return Diagnosis(())
     variant = None if given is None else PerturbedReference.of(given, ROWS)
-    # What the first rows of the referee are is known only where the reference has the name, and
+    # The first rows of the baseline can be computed only where the reference has the name, and
     # agrees.
     shown = actual
     if variant is not None:
-        shown, expected = _first_rows(actual, variant), _first_rows(referee, variant)
+        shown, expected = _first_rows(actual, variant), _first_rows(baseline, variant)
         exact = variant.trace()
         followed = [name for name in names if name in exact]
         until = followed[: followed.index(failing) + 1] if failing in followed else []
@@ -102,14 +100,14 @@ def diagnose(referee: Trace, actual: Trace, given: Given | None, precision: str)
                 )
             variant = None
     if variant is None:
-        return Diagnosis((_alone(failing, referee[failing], actual[failing], given, precision),))
+        return Diagnosis((_alone(failing, baseline[failing], actual[failing], given, precision),))
     return _followed(variant, shown, followed, precision)
 
 
 def _followed(
     variant: PerturbedReference, actual: Trace, names: list[str], precision: str
 ) -> Diagnosis:
-    """Find one fault after the other, each on top of those before."""
+    """Find one mistake after the other, each on top of those before."""
     findings: list[Finding] = []
     reference = variant.trace()
     failing = _first_failure(reference, actual, names, precision)
@@ -134,8 +132,8 @@ def _followed(
 def _best(
     variant: PerturbedReference, failing: str, actual: Trace, names: list[str], precision: str
 ) -> tuple[str, PerturbedReference, bool] | None:
-    """Return the mistake that accounts for the failing name and reaches the furthest, the model
-    with it, and whether to go on from it.
+    """Return the mistake that explains the failing name and the most names after it, the model with
+    it, and whether to go on from it.
     """
     before = names[: names.index(failing) + 1]
     bound = budget(failing, precision).bound
@@ -167,8 +165,8 @@ def _best(
 
 
 def _edits(failing: str, change: Change) -> Iterator[tuple[Edit, ...]]:
-    """Yield where a change may be at work: in every layer, in one alone, or, of logits, on what
-    goes into attention together.
+    """Yield where a change may act: in every layer, in one alone, or, for logits, on query, key and
+    value together.
     """
     for where in dict.fromkeys((part(failing), failing)):
         yield (Edit(where, change),)
@@ -185,7 +183,7 @@ def _alone(
     given: Given | PerturbedReference | None,
     precision: str,
 ) -> Finding:
-    """Look at two arrays without the model behind them."""
+    """Compare two arrays without the model behind them."""
     config = None if given is None else given.config
     found = next(resemblances(name, expected, actual, budget(name, precision).bound, config), None)
     if found is not None:
@@ -208,7 +206,7 @@ def _first_failure(expected: Trace, actual: Trace, names: list[str], precision: 
 
 
 def _first_rows(trace: Trace, variant: PerturbedReference) -> Trace:
-    """Return a trace of the sequences that a variant computes."""
+    """Return the part of a trace that a variant computes: its first rows."""
     rows = len(variant.inputs)
     return without_padding(
         {name: array[:rows] if array.ndim > 1 else array for name, array in trace.items()},

@@ -1,5 +1,8 @@
-"""What was measured, in sections: each a JSON file that one command writes, all of them together a
-page.
+"""Write measurements: each a small JSON file that one command owns, and a table in a page of prose.
+
+The prose is written by hand. A table stands between two comments, `<!-- table: NAME -->` and
+`<!-- end -->`, and is replaced by every command that measures. What is committed is rounded; the
+raw figures go into a folder beside it that is not.
 """
 
 from __future__ import annotations
@@ -12,141 +15,120 @@ from typing import Any, Final
 from pe_core.errors import UserValueError
 from pe_core.storage.files import read_object, write_file
 
-EVIDENCE_FOLDER: Final = "evidence"
+FOLDER: Final = "evidence"
+RAW: Final = "raw"
 PAGE: Final = "parity.md"
-# The order of the page, and the command that measures what is not there yet.
-SECTIONS: Final = {
-    "agreement": "pe parity --report",
-    "floor": "pe parity --report",
-    "calibration": "pe parity --calibrate --report",
-    "fairness": "pe parity --calibrate --report",
-    "faults": "make evidence",
-    "false_alarms": "make evidence",
-    "kills": "make evidence",
-}
-HEAD: Final = """\
-# How equal the frameworks are
-
-Everything here was measured by commands of this repository, which anyone can run; `make evidence` runs them all. Figures hold for the
-versions and the machine named under each heading. What each decision of the model is, where it is made and which test holds it stands in
-[decisions.md](decisions.md); what to do with a port of your own that went wrong, in [divergence.md](divergence.md).
-"""
+END: Final = "<!-- end -->"
+NAMES: Final = ("agreement", "floor", "calibration", "fairness", "faults", "false_alarms", "kills")
+DIGITS: Final = 3
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page.
+    """One measurement.
 
     Args:
-        name: of the file.
-        title: of the part.
+        name: of the file and of the table.
         command: that measures it.
-        text: sentences.
-        columns: of the table; none without one.
+        columns: of the table.
         rows: of the table, texts and numbers.
         versions: what the figures depend on.
-        details: more, for machines.
-        picture: a file beside the page.
+        curves: of a picture beside the page.
     """
 
     name: str
-    title: str
     command: str
-    text: list[str]
     columns: list[str]
     rows: list[list[Any]]
     versions: dict[str, Any]
-    details: dict[str, Any] = field(default_factory=dict)
-    picture: str | None = None
+    curves: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the section as JSON, one row of the table a line."""
+        record = {name: value for name, value in asdict(self).items() if value != {}}
+        rows = [json.dumps(_rounded(row), allow_nan=False) for row in record.pop("rows")]
+        head = json.dumps(record, allow_nan=False).removesuffix("}")
+        return f'{head}, "rows": [\n' + ",\n".join(rows) + "\n]}\n"
+
+    def table(self) -> str:
+        """Return the table in Markdown, and how it was made."""
+        cells = [[_cell(value) for value in row] for row in self.rows]
+        lines = [self.columns, ["---"] * len(self.columns), *cells]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return f"{table}\n\nMeasured by `{self.command}` with {_environment(self.versions)}."
 
 
-def write_sections(folder: Path, sections: list[Section]) -> Path:
-    """Write the sections beside those that other commands wrote, and the page of all of them;
-    return the page.
+def write_sections(
+    folder: Path, sections: list[Section], raw: dict[str, Any] | None = None
+) -> Path:
+    """Write sections, put their tables into the page, and return the page.
+
+    Args:
+        folder: of the page.
+        sections: what was measured; tables that the page lacks are appended to it.
+        raw: unrounded figures by section.
     """
-    (folder / EVIDENCE_FOLDER).mkdir(parents=True, exist_ok=True)
+    (folder / FOLDER / RAW).mkdir(parents=True, exist_ok=True)
     for section in sections:
+        write_file(folder / FOLDER / f"{section.name}.json", section.to_json().encode())
+        record = asdict(section) | {"raw": (raw or {}).get(section.name)}
         write_file(
-            folder / EVIDENCE_FOLDER / f"{section.name}.json",
-            (json.dumps(asdict(section), indent=1, allow_nan=False) + "\n").encode(),
+            folder / FOLDER / RAW / f"{section.name}.json", json.dumps(record, indent=1).encode()
         )
     page = folder / PAGE
-    write_file(page, rendered(read_sections(folder)).encode())
+    text = page.read_text(encoding="utf-8") if page.is_file() else "# Parity\n"
+    write_file(page, with_tables(text, read_sections(folder)).encode())
     return page
 
 
 def read_sections(folder: Path) -> list[Section]:
-    """Return the sections that are there, in the order of the page.
+    """Read the sections that are there, in the order of the page.
 
     Raises:
-        ValueError: a file is damaged.
+        UserValueError: a file is damaged.
     """
     found = []
-    for name in SECTIONS:
-        path = folder / EVIDENCE_FOLDER / f"{name}.json"
+    for name in NAMES:
+        path = folder / FOLDER / f"{name}.json"
         if path.is_file():
             try:
                 found.append(Section(**read_object(path)))
             except TypeError as error:
                 raise UserValueError(
-                    f"{path} is not a section of the report ({error}); measure it again with "
-                    f"{SECTIONS[name]}"
+                    f"{path} is not a section of the report ({error}); delete it and measure again"
                 ) from None
     return found
 
 
-def rendered(sections: list[Section]) -> str:
-    """Return the page."""
-    parts = [HEAD]
+def with_tables(text: str, sections: list[Section]) -> str:
+    """Return the text of a page with the tables of sections in their places."""
     for section in sections:
-        parts.append(f"## {section.title}\n")
-        # What begins with a hyphen is an item of a list, on a line of its own.
-        parts.append(
-            " ".join(f"\n{line}" if line.startswith("- ") else line for line in section.text)
-            .replace(" \n", "\n")
-            .lstrip()
-            + "\n"
-        )
-        if section.picture:
-            parts.append(f"![{section.title}]({section.picture})\n")
-        if section.columns:
-            table = [
-                section.columns,
-                ["---"] * len(section.columns),
-                *([_cell(value) for value in row] for row in section.rows),
-            ]
-            parts.append("\n".join(f"| {' | '.join(row)} |" for row in table) + "\n")
-        parts.append(f"Made by `{section.command}` with {_told(section.versions)}.\n")
-    missing = [
-        f"{name} (`{command}`)"
-        for name, command in SECTIONS.items()
-        if name not in {section.name for section in sections}
-    ]
-    if missing:
-        parts.append(f"Not measured here: {', '.join(missing)}.\n")
-    return "\n".join(part for part in parts if part)
+        begin = f"<!-- table: {section.name} -->"
+        if begin not in text:
+            text += f"\n## {section.name.replace('_', ' ').capitalize()}\n\n{begin}\n{END}\n"
+        before, _, rest = text.partition(begin)
+        _, end, after = rest.partition(END)
+        if not end:
+            raise UserValueError(f"{PAGE}: no line {END} after {begin}; add it below the table")
+        text = f"{before}{begin}\n{section.table()}\n{END}{after}"
+    return text
+
+
+def _rounded(row: list[Any]) -> list[Any]:
+    return [float(f"{one:.{DIGITS}g}") if isinstance(one, float) else one for one in row]
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
-        return (
-            "0"
-            if value == 0.0
-            else f"{value:.1e}"
-            if not 0.01 <= abs(value) < 1e4
-            else f"{value:.3g}"
-        )
+        small_or_large = value != 0.0 and not 0.01 <= abs(value) < 1e4
+        return f"{value:.1e}" if small_or_large else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _told(versions: dict[str, Any]) -> str:
-    packages = [
-        f"{name} {value}"
-        for name, value in versions.items()
-        if name not in ("machine", "cores", "processor", "threads")
-    ]
-    machine = (
-        f"{versions.get('cores')} cores of {versions.get('processor') or versions.get('machine')}"
-    )
+def _environment(versions: dict[str, Any]) -> str:
+    machine = {"machine", "cores", "processor", "threads"}
+    packages = [f"{name} {value}" for name, value in versions.items() if name not in machine]
+    processor = versions.get("processor") or versions.get("machine")
+    found = f"{', '.join(packages)} on {versions.get('cores')} cores of {processor}"
     threads = versions.get("threads")
-    return f"{', '.join(packages)} on {machine}" + (f", {threads} threads" if threads else "")
+    return found + (f", {threads} thread{'' if str(threads) == '1' else 's'}" if threads else "")

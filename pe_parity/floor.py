@@ -1,12 +1,11 @@
-"""The noise floor of training: how far runs drift apart that differ by rounding alone, step by
-step.
+"""Measure the noise floor of training: how far runs that differ only by rounding drift apart.
 
-All runs take the same steps side by side: one in float32 in each framework, one in float64, and
-some in float32 of which one weight was moved by one ulp before the first step. Frameworks that
-drift apart no faster than one of them from itself cannot be told apart.
+All runs take the same steps side by side: one in float32 in each backend, one in float64, and
+several in float32 of which one parameter was moved by one ulp before the first step. Backends that
+drift apart no faster than one of them drifts from itself are indistinguishable.
 
-All is measured twice: over all weights, and without those whose steps were rounding at some time
-(see `pe_parity.adam_noise`), of which a few among a hundred thousand decide the former.
+Everything is measured twice: over all parameters, and without those whose steps were rounding at
+some time (see `pe_parity.adam_noise`), of which a few among a hundred thousand decide the former.
 """
 
 from __future__ import annotations
@@ -23,32 +22,28 @@ from pe_core.model.initial import initial_arrays
 from pe_core.model.random import derive, uniform
 from pe_core.training.config import TrainConfig
 from pe_core.training.engine import Engine, EngineType
-from pe_parity.adam_noise import above_noise, signals
-from pe_parity.compare import distance
+from pe_parity.adam_noise import signals
+from pe_parity.budgets import AIM, CHAOS, above_noise, distance
 from pe_parity.trace import second_moments
 
-# What the keys that choose the moved weights are for.
+# The purpose of the random keys that choose the moved parameters.
 ULP: Final = 65
-# Training is called chaotic from where a change of one ulp has grown to this many times the
-# smallest share that it ever was.
-CHAOS: Final = 10.0
-# Frameworks are to drift apart no faster than this many times the floor.
-AIM: Final = 2.0
-# How many steps are looked at: evenly in the logarithm of the step.
+# Number of steps at which runs are compared, evenly spaced in the logarithm of the step.
 MARKS: Final = 48
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Distances between runs, each as a share of the distance that the weights moved in float64.
+    """Distances between runs, relative to the distance that the parameters moved in float64.
 
     Args:
         steps: at which the runs were compared, counted from 1.
-        between: the two frameworks in float32; empty where there is one only.
-        exact: each framework in float32 to float64.
-        one_ulp: each run with a moved weight to the one without, both in float32 and the first
-            framework.
-        handed_over: runs that change sides to the one of the first framework, all in float32.
+        between: between the two backends in float32; empty where there is one only.
+        exact: from float32 to float64, of each backend.
+        one_ulp: of each run with a moved parameter from the run without, both in float32 and the
+            first backend.
+        handed_over: of runs that are resumed in the other backend from the run of the first
+            backend, all in float32.
         moved: the distance moved.
         loss: of the float64 run at the step.
     """
@@ -63,12 +58,12 @@ class Curves:
 
     @property
     def floor(self) -> list[float]:
-        """The largest distance that one ulp made, at each of the steps."""
+        """The largest distance that one ulp caused, at each of the steps."""
         return [max(column) for column in zip(*self.one_ulp, strict=True)]
 
     @property
     def chaos(self) -> int | None:
-        """The first of the steps at which training has become chaotic; None where it does not."""
+        """The first of the steps at which training is chaotic; None where it never is."""
         smallest = np.minimum.accumulate(self.floor)
         return next(
             (
@@ -81,14 +76,12 @@ class Curves:
 
     @property
     def worst_ratio(self) -> float:
-        """The largest ratio of the distance between the frameworks to the floor, over the steps
-        before chaos.
-        """
+        """The largest ratio of the distance between the backends to the floor, before chaos."""
         return self._worst(self.between)
 
     @property
     def settled(self) -> int | None:
-        """The first of the steps from which on the frameworks lie within the aim up to chaos; None
+        """The first of the steps from which on the backends stay within the aim, up to chaos; None
         where there is none.
         """
         end = len(self.steps) if self.chaos is None else self.steps.index(self.chaos)
@@ -102,7 +95,7 @@ class Curves:
 
     @property
     def worst_ratio_handed_over(self) -> dict[str, float]:
-        """The same of each run that changes sides."""
+        """The largest ratio of each run that is resumed in the other backend."""
         return {name: self._worst(curve) for name, curve in self.handed_over.items()}
 
     def _worst(self, curve: list[float]) -> float:
@@ -127,9 +120,9 @@ class Floor:
     """The curves of one training.
 
     Args:
-        compared: without the weights that are left out.
+        compared: without the parameters that are left out.
         all_weights: with them.
-        left_out: how many these are at each of the steps.
+        left_out: number of these at each of the steps.
     """
 
     compared: Curves
@@ -156,18 +149,18 @@ def noise_floor(
     changes: Mapping[str, Collection[int]] | None = None,
     progress: Callable[[int], None] = lambda step: None,
 ) -> Floor:
-    """Return how far the runs lie apart at each of the marked steps.
+    """Measure how far the runs lie apart at each of the marked steps.
 
     Args:
-        engine_types: the engine of each framework.
+        engine_types: the engine of each backend.
         config: what the model is.
         data: what it is trained on, epoch after epoch.
         train: what a run is; the schedule ends at the last step.
         steps: of every run.
-        ulps: how many runs have a weight moved, each another one.
-        changes: runs that go on in the other framework before each of these steps, by a name that
-            says so.
-        progress: is told every step that is done.
+        ulps: number of runs with a moved parameter, each with another one.
+        changes: for each further run its label and the steps before which it is handed over to the
+            other backend.
+        progress: called with the number of steps done.
     """
     arrays = initial_arrays(config, train.seed)
 
@@ -185,7 +178,7 @@ def noise_floor(
         for number in range(ulps)
     }
     runs |= {
-        name: _ChangesSides([engine(each, arrays) for each in engine_types], at)
+        name: _HandedOver([engine(each, arrays) for each in engine_types], at)
         for name, at in (changes or {}).items()
     }
     start = _flat(config, arrays)
@@ -205,10 +198,10 @@ def noise_floor(
         kept = above_noise(_flat(config, least), "float32")
         floor.left_out.append(int(np.count_nonzero(~kept)))
         weights = {name: _flat(config, run.weights()) for name, run in runs.items()}
-        for curves, part in ((floor.compared, kept), (floor.all_weights, slice(None))):
+        for curves, chosen in ((floor.compared, kept), (floor.all_weights, slice(None))):
             curves.steps.append(step + 1)
             curves.loss.append(float(runs["exact"].read([metrics["exact"]])[0, 0]))
-            _add(curves, {name: array[part] for name, array in weights.items()}, start[part])
+            _add(curves, {name: array[chosen] for name, array in weights.items()}, start[chosen])
     return floor
 
 
@@ -239,8 +232,8 @@ def _add(curves: Curves, weights: Mapping[str, np.ndarray], start: np.ndarray) -
         curve.append(distance(weights[first], weights[name], moved))
 
 
-class _ChangesSides:
-    """A run that goes on in the other framework at some of its steps, and back."""
+class _HandedOver:
+    """A run that goes on in the other backend at some of its steps, and back."""
 
     def __init__(self, engines: Sequence[Engine], at: Collection[int]) -> None:
         self.engines, self.at = list(engines), at
@@ -268,8 +261,8 @@ def _stream(data: Sequences, train: TrainConfig, steps: int) -> Iterator[tuple[i
 def moved_by_one_ulp(
     arrays: Mapping[str, np.ndarray], seed: int, number: int
 ) -> dict[str, np.ndarray]:
-    """Return the weights with one of them, drawn among all by the number, one float32 further from
-    zero.
+    """Return the parameters with one element, drawn among all by the number, one float32 further
+    from zero.
     """
     place = int(
         uniform(derive(seed, ULP, number), (1,))[0] * sum(array.size for array in arrays.values())
@@ -286,12 +279,12 @@ def moved_by_one_ulp(
 
 
 def _flat(config: ModelConfig, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """All weights in one vector of float64, without the key biases, which have no effect (see
-    `pe_parity.trace`).
+    """Return all parameters as one float64 vector, without the key biases, which have no effect
+    (see `pe_parity.trace`).
     """
-    parts = []
+    flat = []
     for name, array in arrays.items():
         if name.endswith("attention.qkv.bias"):
             array = np.delete(array, slice(config.d_model, 2 * config.d_model))
-        parts.append(np.asarray(array, np.float64).ravel())
-    return np.concatenate(parts)
+        flat.append(np.asarray(array, np.float64).ravel())
+    return np.concatenate(flat)

@@ -1,6 +1,4 @@
-"""What goes wrong in ports, each mistake as a variant of the model: the list that a difference is
-held against.
-"""
+"""Mistakes that ports make, each as a variant of the model to compare a trace with."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from pe_parity.padding import part
 from pe_parity.perturbed_reference import Change, Edit, PerturbedReference, normalised
 from pe_parity.rounding import FORMATS
 
-# Where another epsilon comes from; the last stands for all that are as good as none.
+# Where another epsilon comes from; the last stands for all that have no effect.
 EPSILONS: Final = {
     1e-6: "1e-06, the default of Flax",
     1e-3: "0.001, the default of Keras",
@@ -35,9 +33,9 @@ class Hypothesis:
     """A mistake and the model that makes it.
 
     Args:
-        text: what is wrong, as a sentence without its stop.
+        text: what is wrong, as a sentence without its full stop.
         variant: the model.
-        followed: whether what comes after the first difference can be told to the last digit, too.
+        followed: whether the variant also gives the names after the first difference exactly.
     """
 
     text: str
@@ -46,7 +44,7 @@ class Hypothesis:
 
 
 def hypotheses(variant: PerturbedReference, name: str) -> Iterator[Hypothesis]:
-    """Yield every known mistake on top of those that a variant has already.
+    """Yield every known mistake on top of those that a variant already makes.
 
     Args:
         variant: the model so far.
@@ -91,7 +89,7 @@ def _norms(variant: PerturbedReference) -> Iterator[Hypothesis]:
     )
     if variant.config.norm == "pre":
         yield Hypothesis(
-            "the blocks normalise what leaves a part (post-norm), not what enters it",
+            "the blocks normalise the output of a sublayer (post-norm), not its input",
             _config(variant, norm="post"),
         )
     else:
@@ -101,7 +99,7 @@ def _norms(variant: PerturbedReference) -> Iterator[Hypothesis]:
         }
         pre = replace(_config(variant, norm="pre"), weights={**variant.weights, **final})
         yield Hypothesis(
-            "the blocks normalise what enters a part (pre-norm), not what leaves it", pre
+            "the blocks normalise the input of a sublayer (pre-norm), not its output", pre
         )
 
 
@@ -226,8 +224,8 @@ def _dense(variant: PerturbedReference, layer: str) -> Iterator[Hypothesis]:
 
 
 def _packed(variant: PerturbedReference, layer: str) -> Iterator[Hypothesis]:
-    """The rows of query, key and value, in one weight, taken in another order; and the columns of
-    the output's weight.
+    """Yield other orders of the rows of query, key and value in their one matrix, and of the
+    columns of the output projection.
     """
     heads, width, d_model = variant.config.num_heads, variant.config.d_head, variant.config.d_model
     rows = np.arange(3 * d_model)
@@ -305,9 +303,7 @@ def _configs(variant: PerturbedReference) -> Iterator[Hypothesis]:
 
 
 def _scopes(variant: PerturbedReference, layer: str) -> Iterator[tuple[str, str]]:
-    """Yield each kind of weight, in every layer and in one layer alone, with its name for
-    people.
-    """
+    """Yield each kind of parameter, in every layer and in one layer alone, and its label."""
     for where in dict.fromkeys(map(part, variant.weights)):
         names = _matching(variant, where)
         if len(names) == 1:

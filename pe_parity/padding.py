@@ -1,6 +1,4 @@
-"""Padded steps in a trace: what a model holds there reaches no result, and ports differ in it
-without being wrong.
-"""
+"""Clear padded steps in traces: their values reach no result, and ports may differ in them."""
 
 from __future__ import annotations
 
@@ -11,8 +9,8 @@ import numpy as np
 
 from pe_parity.trace import Trace
 
-# The axes of each tap along which the steps lie. Weights keep their keys: a weight on a padded step
-# is a fault.
+# The axes of each tap that run along the steps. Attention weights keep their keys: a weight on a
+# padded step is a fault.
 STEP_AXES: Final[dict[str, tuple[int, ...]]] = {
     **dict.fromkeys(("input", "encoding", "norm1", "norm2", "norm", "output"), (1,)),
     **dict.fromkeys(("attention.output", "feed_forward.hidden", "feed_forward.output"), (1,)),

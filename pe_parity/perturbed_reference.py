@@ -1,4 +1,4 @@
-"""The reference with faults in it: what a model with those faults computes, name by name."""
+"""The reference with mistakes in it: what a model that makes them computes, name by name."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Change = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Edit:
-    """A change of what goes by under a name.
+    """A change of a tap.
 
     Args:
-        where: a tap, or its name within a layer for every layer.
-        change: what becomes of it.
-        seen: whether the tap itself shows it, or only what comes after.
+        where: its name, or its name within a layer for every layer.
+        change: applied to the array.
+        seen: whether the tap itself shows the change, or only the names after it.
     """
 
     where: str
@@ -35,19 +35,19 @@ class Edit:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PerturbedReference:
-    """A model with faults; the defaults have none.
+    """A model with mistakes; the defaults make none.
 
     Args:
         config: what the model is.
         weights: under their canonical names.
         inputs: features or tokens.
         mask: True for real steps.
-        positions: where the steps stand; counted when None.
-        scaled: from centred steps to normalised ones, in a LayerNorm.
-        activation: of the feed-forward part.
-        allowed: from the keys that a query may see to those that it sees.
+        positions: of the steps; counted when None.
+        scaled: normalises the steps in a LayerNorm.
+        activation: of the feed-forward layer.
+        allowed: turns the keys that a query may see into those that it sees.
         pools_padding: whether padded steps are pooled.
-        rounding: of what goes into a dense product.
+        rounding: of the operands of a dense product.
         edits: changes of taps.
     """
 
@@ -65,7 +65,7 @@ class PerturbedReference:
 
     @classmethod
     def of(cls, given: Given, rows: int) -> PerturbedReference:
-        """Return the model as it should be, on the first rows of what was given."""
+        """Return the right model, on the first rows of the inputs."""
         return cls(
             config=given.config,
             weights=given.weights,
@@ -91,7 +91,7 @@ class PerturbedReference:
 
 
 class _ReachedError(Exception):
-    """The last tap that was asked for is there."""
+    """The last requested tap has been computed."""
 
 
 class _PerturbedRun(Run):
@@ -148,7 +148,7 @@ def normalised(
     centre: bool = True,
     outside: bool = False,
 ) -> np.ndarray:
-    """Return steps as a LayerNorm of another make scales them.
+    """Normalise steps as another implementation of LayerNorm does.
 
     Args:
         x: the steps.

@@ -1,4 +1,4 @@
-"""Weights and batches that tell: nothing in them hides a fault."""
+"""Parameters and batches on which no bug cancels out."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ DEVIATION: Final = 0.2
 
 
 def probe_arrays(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
-    """Return initial weights moved off their special values.
+    """Return initial parameters moved off their special values.
 
-    A bias of zeros may be forgotten, a norm's scale of ones left out, and a table near zero read in
-    the wrong row, and nobody would see it.
+    Otherwise a port that forgets a bias of zeros, leaves out a norm's scale of ones or reads the
+    wrong row of a table near zero would give the right result.
     """
     return {
         name: (array + DEVIATION * normal(derive(seed, PROBE, number), array.shape)).astype(
@@ -37,10 +37,10 @@ def probe_arrays(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
 def probe_batches(
     config: ModelConfig, train: TrainConfig, steps: int | None, *, masked: bool
 ) -> list[Batch]:
-    """Return the batches of the default study, masked with every length from full to one step.
+    """Return the batches of the default check, masked with every length from full to one step.
 
-    The padding is on the right, where counting positions from zero and counting real steps agree
-    for all that is real.
+    The padding is on the right, where counting all steps and counting real steps give real steps
+    the same positions.
     """
     found = default_batches(config, train, steps)
     return [replace(batch, mask=_ragged(batch)) for batch in found] if masked else found

@@ -1,4 +1,4 @@
-"""A comparison for people and for machines."""
+"""Comparisons as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ TITLES = {
 
 
 def summary(comparison: Comparison) -> list[Row]:
-    """Return the row that comes nearest to its bound for each quantity, in the order of the
-    trace.
-    """
+    """Return the row nearest to its bound of each quantity, in the order of the trace."""
     worst: dict[str, Row] = {}
     for row in comparison.rows:
         kind = quantity(row.name)
@@ -33,16 +31,16 @@ def summary(comparison: Comparison) -> list[Row]:
 
 
 def count(comparison: Comparison, kind: str) -> int:
-    """Return how many names of a quantity were compared."""
+    """Return the number of names of a quantity."""
     return sum(quantity(row.name) == kind for row in comparison.rows)
 
 
 def to_lines(comparison: Comparison) -> list[str]:
-    """Return a table with the name of each quantity that comes nearest to its bound, and what was
-    left out, as lines of text.
+    """Return the lines of a table with the name nearest to its bound of each quantity, and a line
+    on what was left out.
     """
     frameworks = list(comparison.rows[0].errors)
-    # One trace alone has nothing to be near to but the referee.
+    # One trace alone is compared with the baseline only.
     between = ["between"] if len(frameworks) > 1 else []
     lines = [["     compared", *frameworks, *between, "bound", "", "worst name"]]
     for row in summary(comparison):
@@ -56,12 +54,12 @@ def to_lines(comparison: Comparison) -> list[str]:
         lines.append([f"{count(comparison, kind):4d} {TITLES[kind]}", *figures, verdict, name])
     return [
         *table(lines, (0, len(lines[0]) - 2, len(lines[0]) - 1)),
-        *([told] if (told := left_out(comparison)) else []),
+        *([line] if (line := left_out(comparison)) else []),
     ]
 
 
 def left_out(comparison: Comparison) -> str:
-    """Say how many elements were not compared; nothing where all were."""
+    """Return how many elements were not compared, in words; empty where all were."""
     found = []
     for kind, place in {"update": "one step", "weights": "the run"}.items():
         rows = [row for row in comparison.rows if quantity(row.name) == kind]
@@ -71,9 +69,7 @@ def left_out(comparison: Comparison) -> str:
 
 
 def table(lines: Sequence[Sequence[str]], texts: Collection[int]) -> list[str]:
-    """Return rows of cells as lines of text, columns of texts to the left and those of figures to
-    the right.
-    """
+    """Return the lines of a table; the columns in `texts` are aligned left, all others right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
 
     def line(row: Sequence[str]) -> str:
@@ -107,21 +103,20 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def failure_line(row: Row) -> str:
-    """Say which name left its budget and by how much, in two lines, and two more where the length
-    of the run may be the reason.
+    """Describe the first name out of its budget, in two lines, and in two more where the length of
+    the run may be the reason.
     """
     errors = ", ".join(f"{name} {value:.1e}" for name, value in row.errors.items())
-    said = (
-        f"first out of budget: {row.name}\n{errors} to the referee, {row.mutual:.1e} between "
+    text = (
+        f"first out of budget: {row.name}\n{errors} from the baseline, {row.mutual:.1e} between "
         f"them, bound {row.bound:.1e}"
     )
     if quantity(row.name) == "weights":
-        said += (
-            "\nUp to the first step all agrees. Rounding grows in long runs until training "
-            "is chaotic:"
+        text += (
+            "\nEverything up to the first step agrees. In long runs rounding grows until training "
+            "is chaotic:\nif a run with fewer --steps agrees, that is the reason."
         )
-        said += "\nwhere fewer --steps agree, it is that."
-    return said
+    return text
 
 
 def _finite(value: float) -> float | None:

@@ -1,5 +1,5 @@
-"""What the difference of two arrays looks like, knowing nothing of the model: a scale, an offset,
-an order, a rounding.
+"""Describe the difference of two arrays without a model: a scale, an offset, an order, a
+rounding.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Final
 import numpy as np
 
 from pe_core.model.config import ModelConfig
-from pe_parity.compare import distance
+from pe_parity.budgets import distance, last_place
 from pe_parity.padding import part
 from pe_parity.perturbed_reference import Change
 from pe_parity.rounding import BFLOAT16, TF32, rounded
 
-# How far rows are looked for from where they should be.
+# How far from its place a row is searched for.
 LONGEST_SHIFT: Final = 4
-# Beyond this many rows their order is not looked for: every one is compared with every other.
+# Beyond this many rows no other order is searched for: it compares every row with every other.
 MOST_ROWS: Final = 2048
 ROWS_NAMED: Final = 12
-# Where a width of the model becomes a scale; elsewhere a factor of two is a factor of two.
+# Names at which a factor may come from a width of the model; elsewhere it is a plain number.
 SCALED: Final = ("attention", "input", "encoding")
 AXES: Final = {
     "attention.logits": ("sequences", "heads", "queries", "keys"),
@@ -37,12 +37,11 @@ AXES: Final = {
 
 @dataclass(frozen=True, eq=False)
 class Resemblance:
-    """What an array looks like beside the one that it should be.
+    """How an array resembles the expected one.
 
     Args:
-        text: in words, as a sentence without its stop.
-        change: what makes the expected array the other; None where that cannot be told to the last
-        digit.
+        text: what it looks like, as a sentence without its full stop.
+        change: turns the expected array into the other; None where it cannot do so exactly.
     """
 
     text: str
@@ -52,14 +51,14 @@ class Resemblance:
 def resemblances(
     name: str, expected: np.ndarray, actual: np.ndarray, bound: float, config: ModelConfig | None
 ) -> Iterator[Resemblance]:
-    """Yield what explains the difference to within the bound, the simplest first.
+    """Yield the explanations of a difference that hold to within the bound, the simplest first.
 
     Args:
         name: of both arrays.
-        expected: what should be there.
-        actual: what is.
-        bound: how near an explanation must come, relative.
-        config: names the scales that come of its widths.
+        expected: the right array.
+        actual: the other.
+        bound: largest distance of an explanation from `actual`.
+        config: its widths name a factor.
     """
     expected, actual = np.asarray(expected, np.float64), np.asarray(actual, np.float64)
     if np.isnan(actual).any() and not np.isnan(expected).any():
@@ -115,7 +114,7 @@ def _scale(
 
 
 def _origin(factor: float, bound: float, config: ModelConfig | None) -> str:
-    """Say where a factor comes from, if it is a power of one of the model's widths."""
+    """Return where a factor comes from, if it is a power of one of the model's widths."""
     if factor == -1.0 or config is None:
         return ""
     sizes = {
@@ -197,10 +196,9 @@ def _shifts(
 
 
 def _roundings(expected: np.ndarray, actual: np.ndarray) -> Iterator[Resemblance]:
-    """Every number is one of a shorter format, and near to what it should be."""
+    """Yield the shorter format of which every number is one."""
     for label, bits in (("bfloat16", BFLOAT16), ("float16 or TF32", TF32)):
-        # One unit in the last place for each number, over the norm of all.
-        near = distance(actual, expected, expected) <= 2.0 ** (1 - bits)
+        near = distance(actual, expected, expected) <= last_place(bits)
         if near and np.array_equal(rounded(actual, bits), actual):
             yield Resemblance(f"every number is a {label} number: {bits} significant bits of 24")
             return

@@ -1,4 +1,4 @@
-"""Numbers with fewer digits, in NumPy, which has no bfloat16 and no TF32."""
+"""Round to bfloat16 and TF32, which NumPy does not have."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ TF32: Final = 11
 
 
 def rounded(x: np.ndarray, bits: int, *, down: bool = False) -> np.ndarray:
-    """Return numbers with so many significant bits, to the nearest and from a tie to the even one.
+    """Round numbers to the nearest with so many significant bits, ties to even.
 
     Args:
         x: the numbers.
-        bits: how many.
-        down: cut the rest off instead, as a GPU does whose operands were not converted.
+        bits: number of significant bits.
+        down: truncate instead, as a GPU does whose operands were not converted.
     """
     mantissa, exponent = np.frexp(np.asarray(x, np.float64))
     scaled = np.ldexp(mantissa, bits)

@@ -1,12 +1,12 @@
-"""A trace: an ordered dictionary of named arrays, made by running the real model.
+"""Traces: ordered dictionaries of named arrays, made by running the real model.
 
-Names: taps as the model calls them, then `loss`, `gradient/<weight>`, `moment/m/<weight>` and
-`moment/v/<weight>` (of Adam after one step), `update/<weight>` (what that step adds) and
-`weights/<weight>` (after the last step of a run). A key bias shifts all logits of a query alike, so
-it has no effect and no gradient but rounding, which Adam turns into steps as large as any: what
-training does to its rows stands apart, under `gauge/update/...` and so on. `signal/update/<weight>`
-and `signal/weights/<weight>` are not compared: they say which elements the comparison leaves out
-(see `pe_parity.adam_noise`).
+Names: taps as the model calls them, then `loss`, `gradient/<parameter>`, `moment/m/<parameter>` and
+`moment/v/<parameter>` (of Adam after one step), `update/<parameter>` (what that step adds) and
+`weights/<parameter>` (its value after the last step of a run). A key bias shifts all logits of a
+query alike, so it has no effect and no gradient but rounding, which Adam turns into steps as large
+as any: what training does to its rows has names of its own, `gauge/update/...` and
+`gauge/weights/...`. `signal/update/<parameter>` and `signal/weights/<parameter>` are not compared:
+they decide which elements the comparison leaves out (see `pe_parity.adam_noise`).
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def trace(
     compute: ComputeConfig | None = None,
     dropout: bool = False,
 ) -> Trace:
-    """Return the trace of a backend.
+    """Run a backend and return its trace.
 
     Args:
         engine_type: a backend's engine; beyond depth "forward", one that trains.
         config: what the model is.
-        arrays: its weights.
+        arrays: its parameters.
         batches: the first is traced; a run takes a step with each.
         depth: how far to go.
         train: what the run is.
@@ -87,7 +87,7 @@ def trace(
 
 
 def second_moments(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the second moments of Adam in an engine's state, under the names of the weights."""
+    """Return the second moments of Adam in an engine's state, by parameter."""
     return {
         name.removeprefix("adam/v/"): array
         for name, array in state.items()
@@ -95,9 +95,9 @@ def second_moments(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def moved_arrays(referee: Trace, arrays: Mapping[str, np.ndarray]) -> Trace:
-    """Return how far each weight moved in the run of a trace, under the names that it has there."""
-    return {name: referee[name] - before for name, before in _trained("weights", arrays).items()}
+def moved_arrays(baseline: Trace, arrays: Mapping[str, np.ndarray]) -> Trace:
+    """Return how far each parameter moved in the run of a trace, under its names there."""
+    return {name: baseline[name] - before for name, before in _trained("weights", arrays).items()}
 
 
 def _trained(kind: str, arrays: Mapping[str, np.ndarray]) -> Trace:
@@ -132,8 +132,8 @@ def reference_trace(
 
     Args:
         config: what the model is.
-        arrays: its weights.
-        batch: what goes in.
+        arrays: its parameters.
+        batch: the inputs.
         seed: of the dropout.
         dropout: trace with the dropout of step 0 instead of in evaluation mode.
     """

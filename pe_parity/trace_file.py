@@ -1,8 +1,8 @@
-"""A trace as a file: the named arrays, what went into the model, and how it was made. An `.npz`
-that any NumPy reads.
+"""Traces in files: the named arrays, what went into the model, and how they were made, in an `.npz`
+that NumPy reads.
 
-A name is an array of the trace, but for `__about__` (JSON as bytes) and `given/inputs`,
-`given/mask` and `given/weights/<weight>`.
+Every name in the file is an array of the trace, except `__about__` (JSON as bytes), `given/inputs`,
+`given/mask` and `given/weights/<parameter>`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pe_core.model.inputs import Described, check_call, require_positions_fit, r
 from pe_core.model.parameters import parameters
 from pe_core.storage.archive import read_archive, write_archive
 from pe_core.storage.model_directory import check_arrays
-from pe_parity.budgets import BUDGETS
+from pe_parity.budgets import PRECISIONS
 from pe_parity.trace import Trace
 
 ABOUT: Final = "__about__"
@@ -31,8 +31,8 @@ WEIGHTS: Final = "weights/"
 FORMAT: Final = 1
 # Far more than any trace of a model that fits a test.
 MAX_BYTES: Final = 8 << 30
-# A precision has budgets or it is unknown here.
-COMPARED: Final = tuple(dict.fromkeys(precision for _, precision in BUDGETS))
+# Precisions that have budgets.
+COMPARED: Final = PRECISIONS
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,14 +54,14 @@ class Given:
 
 @dataclass(frozen=True, eq=False)
 class TraceFile:
-    """A trace with its story.
+    """A trace and its provenance.
 
     Args:
-        path: where it was read, or goes.
+        path: where it was read from or is written to.
         trace: the named arrays.
         given: what went into the model; None where the file does not say.
         precision: of the computation; None where the file does not say.
-        about: implementation, seed, depth and versions, for people.
+        about: implementation, seed, depth and versions.
     """
 
     path: Path
@@ -72,7 +72,7 @@ class TraceFile:
 
 
 def write_trace(file: TraceFile) -> None:
-    """Write a trace, whole or not at all."""
+    """Write a trace, completely or not at all."""
     about = {"format": FORMAT, "precision": file.precision, **file.about}
     arrays: dict[str, np.ndarray] = {}
     if file.given is not None:
@@ -85,8 +85,7 @@ def write_trace(file: TraceFile) -> None:
 
 
 def read_trace(path: Path) -> TraceFile:
-    """Return a trace; a file without `__about__` is one that somebody saved with numpy.savez, and
-    says nothing of how it was made.
+    """Read a trace. A file without `__about__`, as numpy.savez writes it, has no provenance.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -159,7 +158,7 @@ def _given(path: Path, about: dict[str, Any], arrays: Mapping[str, np.ndarray]) 
 
 
 def _check_inputs(config: ModelConfig, inputs: np.ndarray, mask: np.ndarray | None) -> None:
-    """Raise one clear line where the model could not be called with these."""
+    """Raise where the model cannot be called with these inputs."""
     real = None if mask is None else Described(mask.shape, mask.dtype.kind, str(mask.dtype))
     check_call(
         config, Described(inputs.shape, inputs.dtype.kind, str(inputs.dtype)), real, None, None

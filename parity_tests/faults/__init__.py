@@ -1,7 +1,7 @@
-"""Planted faults: small patches of the running house, each with the place where it must be caught.
+"""Planted faults: small patches of the running code, each with the place where it must be caught.
 
 They are what really goes wrong in ports between frameworks. A fault is caught when the first name
-that leaves its budget is its place; a bound so wide that it lets one through is too wide.
+that leaves its budget is its place.
 """
 
 from parity_tests.faults.exact import EXACT_FAULTS

@@ -33,22 +33,22 @@ CONFIG = CONFIGS["default"]
 SEED = 3
 
 
-def initial_weights(wing: str) -> Trace:
-    """The weights of a model that was just made."""
-    package = PACKAGES[wing]
+def initial_weights(backend: str) -> Trace:
+    """The initial parameters of a model."""
+    package = PACKAGES[backend]
     return {
         f"initial/{name}": array
         for name, array in package.to_arrays(package.SequenceClassifier(CONFIG, seed=SEED)).items()
     }
 
 
-def batches_of_a_run(wing: str) -> Trace:
-    """What a run is fed, two epochs long, the last batch of each short."""
+def batches_of_a_run(backend: str) -> Trace:
+    """The batches of two epochs, the last batch of each short."""
     found: Trace = {}
     options = TrainConfig(epochs=2, batch_size=300, seed=SEED)
 
     class Fed:
-        """An engine that takes note of its batches and learns nothing."""
+        """An engine that records its batches and learns nothing."""
 
         def train_step(self, batch: Batch, step: int) -> np.ndarray:
             found[f"batch/{step}/inputs"] = batch.inputs
@@ -74,18 +74,18 @@ def batches_of_a_run(wing: str) -> Trace:
     return found
 
 
-def written_weights(wing: str) -> Trace:
-    """What others read from the file of a model."""
-    package = PACKAGES[wing]
+def written_weights(backend: str) -> Trace:
+    """The parameters in the file of a model."""
+    package = PACKAGES[backend]
     model = package.from_arrays(CONFIG, perturbed_arrays(CONFIG))
     with tempfile.TemporaryDirectory() as folder:
         package.save(model, folder)
         return {f"file/{name}": array for name, array in load_model(folder).arrays.items()}
 
 
-def restored_state(wing: str) -> Trace:
+def restored_state(backend: str) -> Trace:
     """The state of an engine that took over another's."""
-    engine = ENGINES[wing](CONFIG, perturbed_arrays(CONFIG), TrainConfig(), ComputeConfig(), 1)
+    engine = ENGINES[backend](CONFIG, perturbed_arrays(CONFIG), TrainConfig(), ComputeConfig(), 1)
     shapes = state_shapes(CONFIG)
     state = {
         name: normal(derive(SEED, number), shape).astype(np.float32)
@@ -166,109 +166,34 @@ def _on_result(change: Any) -> Any:
 
 
 FIRST = "exact/file/input.weight"
+# fmt: off
 EXACT_FAULTS = (
-    Fault(
-        "initial laws",
-        "tables of unit variance",
-        "torch",
-        "exact/initial/encodings.0.table",
-        around(pe_torch.encoder, "draw", _unit_tables),
-        observe=initial_weights,
-    ),
-    Fault(
-        "initial laws",
-        "uniform law of nn.Linear",
-        "torch",
-        "exact/initial/head.weight",
-        around(pe_torch.encoder, "draw", _one_third),
-        observe=initial_weights,
-    ),
-    Fault(
-        "initial laws",
-        "seed ignored",
-        "flax",
-        "exact/initial/input.weight",
+    Fault("initial laws", "tables of unit variance", "torch", "exact/initial/encodings.0.table",
+        around(pe_torch.encoder, "draw", _unit_tables), observe=initial_weights),
+    Fault("initial laws", "uniform law of nn.Linear", "torch", "exact/initial/head.weight",
+        around(pe_torch.encoder, "draw", _one_third), observe=initial_weights),
+    Fault("initial laws", "seed ignored", "flax", "exact/initial/input.weight",
         around(pe_flax.encoder, "draw", lambda draw, items, seed: draw(items, 0)),
-        observe=initial_weights,
-    ),
-    Fault(
-        "data order",
-        "not shuffled",
-        "shared",
-        "exact/batch/0/inputs",
-        around(pe_core.training.loop, "epoch_order", _in_order),
-        observe=batches_of_a_run,
-    ),
-    Fault(
-        "data order",
-        "one order for all epochs",
-        "shared",
-        "exact/batch/4/inputs",
-        around(pe_core.training.loop, "epoch_order", _first_epoch_again),
-        observe=batches_of_a_run,
-    ),
-    Fault(
-        "loss weighting",
-        "filler rows count",
-        "shared",
-        "exact/batch/3/weights",
-        around(pe_core.training.loop, "batch_at", _last_row_counts),
-        observe=batches_of_a_run,
-    ),
-    Fault(
-        "file layout",
-        "memory as it lies",
-        "torch",
-        "exact/file/layers.0.feed_forward.up.weight",
-        around(pe_torch.weights, "to_arrays", _on_result(_as_it_lies)),
-        observe=written_weights,
-    ),
-    Fault(
-        "file layout",
-        "half of the bits",
-        "torch",
-        FIRST,
-        around(pe_torch.weights, "to_arrays", _on_result(_rounded)),
-        observe=written_weights,
-    ),
-    Fault(
-        "file layout",
-        "half of the bits",
-        "flax",
-        FIRST,
-        around(pe_flax.weights, "to_arrays", _on_result(_rounded)),
-        observe=written_weights,
-    ),
-    Fault(
-        "state",
-        "moments swapped",
-        "torch",
-        "exact/state/adam/m/input.weight",
-        around(pe_torch.engine.Engine, "restore", _swapped_moments),
-        observe=restored_state,
-    ),
-    Fault(
-        "state",
-        "moments swapped",
-        "flax",
-        "exact/state/adam/m/input.weight",
-        around(pe_flax.engine.Engine, "restore", _swapped_moments),
-        observe=restored_state,
-    ),
-    Fault(
-        "state",
-        "count lost",
-        "torch",
-        "exact/state/adam/count",
-        around(pe_torch.engine.Engine, "restore", _fresh_count),
-        observe=restored_state,
-    ),
-    Fault(
-        "state",
-        "count lost",
-        "flax",
-        "exact/state/adam/count",
-        around(pe_flax.engine.Engine, "restore", _fresh_count),
-        observe=restored_state,
-    ),
+        observe=initial_weights),
+    Fault("data order", "not shuffled", "shared", "exact/batch/0/inputs",
+        around(pe_core.training.loop, "epoch_order", _in_order), observe=batches_of_a_run),
+    Fault("data order", "one order for all epochs", "shared", "exact/batch/4/inputs",
+        around(pe_core.training.loop, "epoch_order", _first_epoch_again), observe=batches_of_a_run),
+    Fault("loss weighting", "filler rows count", "shared", "exact/batch/3/weights",
+        around(pe_core.training.loop, "batch_at", _last_row_counts), observe=batches_of_a_run),
+    Fault("file layout", "memory as it lies", "torch", "exact/file/layers.0.feed_forward.up.weight",
+        around(pe_torch.weights, "to_arrays", _on_result(_as_it_lies)), observe=written_weights),
+    Fault("file layout", "half of the bits", "torch", FIRST,
+        around(pe_torch.weights, "to_arrays", _on_result(_rounded)), observe=written_weights),
+    Fault("file layout", "half of the bits", "flax", FIRST,
+        around(pe_flax.weights, "to_arrays", _on_result(_rounded)), observe=written_weights),
+    Fault("state", "moments swapped", "torch", "exact/state/adam/m/input.weight",
+        around(pe_torch.engine.Engine, "restore", _swapped_moments), observe=restored_state),
+    Fault("state", "moments swapped", "flax", "exact/state/adam/m/input.weight",
+        around(pe_flax.engine.Engine, "restore", _swapped_moments), observe=restored_state),
+    Fault("state", "count lost", "torch", "exact/state/adam/count",
+        around(pe_torch.engine.Engine, "restore", _fresh_count), observe=restored_state),
+    Fault("state", "count lost", "flax", "exact/state/adam/count",
+        around(pe_flax.engine.Engine, "restore", _fresh_count), observe=restored_state),
 )
+# fmt: on

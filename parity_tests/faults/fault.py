@@ -24,9 +24,9 @@ class Fault:
     """A planted fault.
 
     Args:
-        area: of the house.
+        area: of the code.
         name: what is wrong.
-        wing: torch or flax.
+        backend: torch, flax, or shared.
         place: the first name of the trace that must leave its budget.
         patch: plants it.
         config: of `cases.CONFIGS`.
@@ -36,13 +36,13 @@ class Fault:
         steps: how many the run takes, where the place is in the weights at its end.
         precisions: in which it must be caught; an error below the rounding of float32 shows in
             float64 alone.
-        observe: from a wing, what is looked at instead of a trace of the model; every name in it is
-        exact.
+        observe: returns what is compared instead of a trace of the model; every name in it is
+            exact.
     """
 
     area: str
     name: str
-    wing: str
+    backend: str
     place: str
     patch: Patch
     config: str = "default"
@@ -62,29 +62,28 @@ class Fault:
         )  # type: ignore[return-value]
 
     def seen(self, precision: Precision) -> Trace:
-        """Look at the wing, with whatever is planted."""
+        """Return what the backend shows, with whatever is planted."""
         if self.observe is not None:
-            return {f"exact/{name}": array for name, array in self.observe(self.wing).items()}
-        return self._trace(self.wing, precision)
+            return {f"exact/{name}": array for name, array in self.observe(self.backend).items()}
+        return self._trace(self.backend, precision)
 
     def expected(self) -> Trace:
-        """Return what must be seen, to be asked before anything is planted."""
+        """Return what is expected; call it before anything is planted."""
         if self.observe is not None:
             return self.seen("float32")
         config = CONFIGS[self.config]
         found = self._trace("torch", "float64")
         batch = small_batch(config, masked=self.masked)
-        # The reference comes last and takes the place of every tap; the order of names is the
-        # trace's own.
+        # The reference replaces every tap and keeps the order of the trace's own names.
         return found | reference_trace(
             config, perturbed_arrays(config), batch, dropout=self.dropout
         )
 
-    def _trace(self, wing: str, precision: Precision) -> Trace:
+    def _trace(self, backend: str, precision: Precision) -> Trace:
         config = CONFIGS[self.config]
         batches = [small_batch(config, masked=self.masked, seed=step) for step in range(self.steps)]
         return trace(
-            ENGINES[wing],
+            ENGINES[backend],
             config,
             perturbed_arrays(config),
             batches,
