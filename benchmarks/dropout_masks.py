@@ -34,7 +34,7 @@ def torch_steps(shape: tuple[int, ...]) -> dict[str, Step]:
         dropped.backward(ones)
 
     return {
-        "ours": lambda: step(module.begin(next(numbers))(x, "input")),
+        "ours": lambda: step(module.begin(next(numbers)).drop(x, "input", 0)),  # type: ignore[union-attr]
         "F.dropout": lambda: step(torch.nn.functional.dropout(x, RATE)),
     }
 
@@ -45,9 +45,13 @@ def flax_steps(shape: tuple[int, ...]) -> dict[str, Step]:
 
     def compiled(native: bool) -> Step:
         module = pe_flax.dropout.Dropout(RATE, num_layers=1, native=native)
-        step = jax.jit(
-            jax.value_and_grad(lambda x, number: (module.begin(number)(x, "input") ** 2).sum())
-        )
+
+        def total(x: jax.Array, number: jax.Array) -> jax.Array:
+            masks = module.begin(number)
+            assert masks is not None
+            return (masks.drop(x, "input", 0) ** 2).sum()
+
+        step = jax.jit(jax.value_and_grad(total))
         return lambda: jax.block_until_ready(step(x, jnp.uint32(next(numbers))))
 
     return {"ours": compiled(False), "jax.random.bernoulli": compiled(True)}

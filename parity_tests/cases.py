@@ -108,6 +108,12 @@ def short_batch(config: ModelConfig, *, masked: bool = False) -> Batch:
     )
 
 
+def named(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters of a torch model by their canonical names."""
+    variables = pe_torch.layout.canonical_variables(model)
+    return {name: parameter for name, (parameter, _) in variables.items()}
+
+
 class Backend:
     """One backend, for tests that treat both alike: models are the framework's own, arrays go in
     and come out as NumPy.
@@ -197,7 +203,7 @@ class TorchBackend(Backend):
             name: np.zeros(weight.shape, np.float32)
             if weight.grad is None
             else self.numpy(weight.grad).copy()
-            for name, weight in model.named_parameters()
+            for name, weight in named(model).items()
         }
         return np.zeros(0) if live.grad is None else self.numpy(live.grad), found
 

@@ -14,10 +14,23 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 from jaxtyping import install_import_hook
 
-# The shapes written in annotations are checked at every call, in tests only: it has to be set
-# before these modules are imported.
+# The shapes written in annotations are checked at every internal call, in tests only: it has to be
+# set before these modules are imported. Public calls are left out (encoder, self_attention, kinds):
+# there our own checks speak, and they are compiled and exported.
+INTERNAL = ("attention", "call", "dropout", "layers", "layout", "optimizer", "pooling", "positions")
+ENCODINGS = ("additive", "angles", "bias", "contextual", "rotary")
 install_import_hook(
-    ["pe_parity.reference", "pe_core.model.random", "pe_torch", "pe_flax"], "beartype.beartype"
+    [
+        "pe_parity.reference",
+        "pe_core.model.random",
+        *(f"{backend}.{name}" for backend in ("pe_torch", "pe_flax") for name in INTERNAL),
+        *(
+            f"{backend}.encodings.{name}"
+            for backend in ("pe_torch", "pe_flax")
+            for name in ENCODINGS
+        ),
+    ],
+    "beartype.beartype",
 )
 
 # A job that a shell starts in the background ignores SIGINT, and so would all that the tests start.

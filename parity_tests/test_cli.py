@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_type_hints
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ CONFIG_FIELDS = {
         "epochs batch_size learning_rate schedule warmup_steps weight_decay beta1 beta2 epsilon "
         "max_gradient_norm optimizer seed"
     ),
-    ComputeConfig: "precision dropout_rng",
+    ComputeConfig: "precision dropout_rng rows_per_block",
 }
 
 
@@ -223,7 +223,12 @@ def test_list_names_all_encodings_options_data_and_frameworks(pe: Pe) -> None:
     for word in (
         *DATA_NAMES,
         *ENCODINGS,
-        *(field.name for kind in ENCODINGS.values() for field in fields(kind)),
+        *(
+            name
+            for kind in ENCODINGS.values()
+            for name in get_type_hints(kind.__init__)
+            if name != "return"
+        ),
         *FRAMEWORKS,
     ):
         assert word in text
@@ -299,7 +304,7 @@ BAD_LINES = {
         "base of a sinusoidal encoding must be finite and lie in [1, inf], got nan"
     ),
     f"{DUMMY} --encoding learned:max_length=5": "the train part of dummy has a sequence of 10 "
-    "steps, but the learned table has "
+    "steps, but encoding 'learned' has "
     "max_length=5; train with the encoding learned:max_length=10 or sinusoidal, or cut the "
     "sequences",
     f"{DUMMY} --num-heads 3": (
@@ -482,7 +487,7 @@ def test_a_test_file_must_fit(pe: Pe, files: Path, test: str, words: str) -> Non
             "five-features.npz",
             "five-features.npz has 5 features, but the model takes num_features=3",
         ),
-        ("long.npz", "has a sequence of 7 steps, but the learned table has max_length=6"),
+        ("long.npz", "has a sequence of 7 steps, but encoding 'learned' has max_length=6"),
         ("other-labels.npz", "label 'yak' is not among the classes cat, dog, owl"),
         ("nan.npz", "inputs hold nan in example 3"),
     ],
@@ -1031,7 +1036,7 @@ def test_parity_fails_where_a_fault_is_planted(
 def test_parity_fails_where_float64_ends_on_other_bits(
     pe: Pe, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pe_parity.check._equal", lambda arrays: arrays[0].size - 1)
+    monkeypatch.setattr("pe_parity.check.same_bits", lambda arrays: arrays[0].size - 1)
     # torch in both places, which compiles nothing.
     monkeypatch.setattr("pe_cli.engines.forward_type", lambda name: pe_torch.engine.Engine)
     text = pe(

@@ -135,7 +135,9 @@ def test_a_mean_far_from_zero_costs_no_digits(label: str) -> None:
     )
     assert (
         distance(
-            BACKENDS[label].call(BACKENDS[label].classifier(config, arrays).layers[0].norm1, x),
+            BACKENDS[label].call(
+                BACKENDS[label].classifier(config, arrays).encoder.layers[0].norm1, x
+            ),
             exact,
             exact,
         )
@@ -155,16 +157,28 @@ def attended(
     """The taps of attention over arrays of the framework, (batch, heads, length, d_head)."""
     taps: dict[str, Any] = {}
     if column == "reference":
-        taps["logits"] = attention.logits(query.astype(np.float64), key.astype(np.float64))
+        taps["logits"] = attention.logits(
+            query.astype(np.float64), key.astype(np.float64), query.shape[-1] ** -0.5
+        )
         taps["weights"] = attention.weights(taps["logits"], allowed)
         return taps
     backend = BACKENDS[column]
     # In Flax the heads come after the steps.
     parts = (part if column == "torch" else part.swapaxes(1, 2) for part in (query, key, value))
-    backend.package.attention.attend(
-        *parts, None if allowed is None else backend.array(allowed), lambda x: x, taps.__setitem__
-    )
-    return taps
+    attend_alone(backend, parts, None if allowed is None else allowed[:, 0, 0], taps)
+    return {name.removeprefix("layers.0.attention."): array for name, array in taps.items()}
+
+
+def attend_alone(
+    backend: Any, parts: Any, real: np.ndarray | None, taps: dict[str, Any] | None = None
+) -> Any:
+    """Attention over queries, keys and values of a backend's own."""
+    query, key, value = parts
+    length = query.shape[2 if backend.package is pe_torch else 1]
+    positions = backend.package.positions.Positions(backend.array(np.arange(length)))
+    real = None if real is None else backend.array(real)
+    call = backend.package.call.Call(positions, real, taps=taps)
+    return backend.package.attention.attend(query, key, value, query.shape[-1] ** -0.5, call)
 
 
 @in_each_backend
@@ -227,10 +241,10 @@ def test_a_query_without_a_key_sends_no_gradient(label: str) -> None:
         BACKENDS[label],
         [normal(derive(0, 82, part), (2, 3, LENGTH, 5)).astype(np.float32) for part in range(3)],
     )
-    allowed = backend.array(np.array([True, False])[:, None, None, None].repeat(LENGTH, axis=-1))
+    real = np.array([True, False])[:, None].repeat(LENGTH, axis=-1)
 
     def total(*parts: Any) -> Any:
-        return backend.package.attention.attend(*parts, allowed, lambda x: x).sum()
+        return attend_alone(backend, parts, real).sum()
 
     if label == "torch":
         live = [backend.array(array).requires_grad_() for array in drawn]
@@ -326,7 +340,7 @@ RATE = 0.01
 def tables(label: str, reads: tuple[int, ...]) -> list[np.ndarray]:
     """A table before and after each step of Adam, in each of which one row is read."""
     backend = BACKENDS[label]
-    layer = backend.package.LearnedTableEncoding(LearnedTable(9), 6, seed=1)
+    layer = backend.package.LearnedTableEncoding(LearnedTable(9), d_model=6, seed=1)
     x, cotangent = (
         np.zeros((BATCH, LENGTH, 6), np.float32),
         normal(derive(0, 83), (BATCH, LENGTH, 6)),

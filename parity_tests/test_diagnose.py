@@ -129,8 +129,8 @@ def _tf32(x: torch.Tensor) -> torch.Tensor:
 
 
 def _shifted(by: int) -> Patch:
-    def add(add: Any, encoding: Any, x: Any, positions: Any = None, **options: Any) -> Any:
-        return add(encoding, x, torch.arange(x.shape[1]) + by)
+    def add(add: Any, encoding: Any, x: Any, positions: Any) -> Any:
+        return add(encoding, x, type(positions)(torch.arange(x.shape[1]) + by))
 
     return around(pe_torch.encodings.additive.SinusoidalEncoding, "add", add)
 

@@ -117,7 +117,7 @@ def test_the_masks_of_a_step_are_the_same_in_all_columns(seed: int) -> None:
 
     def flax_masks(step: Any) -> list[jax.Array]:
         drop = right.begin(step)
-        return [drop(jnp.asarray(ones), place, layer) for place, layer in places]
+        return [drop.drop(jnp.asarray(ones), place, layer) for place, layer in places]  # type: ignore[union-attr]
 
     compiled, seen = jax.jit(flax_masks), set()
     for step in STEPS:
@@ -125,7 +125,7 @@ def test_the_masks_of_a_step_are_the_same_in_all_columns(seed: int) -> None:
         for (place, layer), found in zip(places, compiled(np.uint32(step)), strict=True):
             exact = reference_dropout(rate, seed, step, place, layer, ones.astype(np.float64))
             expected = exact.astype(np.float32)
-            assert np.array_equal(drop(torch.from_numpy(ones), place, layer).numpy(), expected)
+            assert np.array_equal(drop.drop(torch.from_numpy(ones), place, layer).numpy(), expected)  # type: ignore[union-attr]
             assert np.array_equal(found, expected)
             seen.add(expected.tobytes())
     assert len(seen) > 0.9 * len(set(STEPS)) * len(places)
@@ -177,8 +177,10 @@ def test_evaluation_and_rate_zero_keep_x_itself() -> None:
         idle.append((pe_torch.dropout.Dropout(0.0, num_layers=1, native=native), x))
         idle.append((pe_flax.dropout.Dropout(0.0, num_layers=1, native=native), y))
     for layer, array in idle:
-        assert layer.begin(None)(array, "input") is array
-        assert layer.begin(3)(array, "feed_forward_output", 0) is array
+        assert layer.begin(None) is layer.begin(3) is None
+        package = pe_torch if isinstance(array, torch.Tensor) else pe_flax
+        call = package.call.Call(package.positions.Positions(array), masks=None)
+        assert call.drop(array, "feed_forward_output") is array
     for rate, step in ((0.5, None), (0.0, 3)):
         assert reference_dropout(rate, 0, step, "input", 0, z) is z
     # Evaluation does not count.
@@ -193,12 +195,14 @@ def test_native_dropout_is_the_frameworks_own() -> None:
     count, rate = 1 << 14, 0.3
     ones = torch.ones(count, dtype=torch.float64)
     torch.manual_seed(0)
-    left = pe_torch.dropout.Dropout(rate, num_layers=1, native=True).begin(0)(ones, "input").numpy()
+    masks = pe_torch.dropout.Dropout(rate, num_layers=1, native=True).begin(0)
+    assert masks is not None
+    left = masks.drop(ones, "input", 0).numpy()
     torch.manual_seed(0)
     assert np.array_equal(left, torch.nn.functional.dropout(ones, rate).numpy())
     drop = pe_flax.dropout.Dropout(rate, num_layers=1, native=True).begin(0)
-    right = np.asarray(drop(jnp.ones(count), "input"))
-    assert not np.array_equal(right, np.asarray(drop(jnp.ones(count), "attention_output")))
+    right = np.asarray(drop.drop(jnp.ones(count), "input", 0))  # type: ignore[union-attr]
+    assert not np.array_equal(right, np.asarray(drop.drop(jnp.ones(count), "attention_output", 0)))  # type: ignore[union-attr]
     for found in (left, right):
         assert np.unique(found).astype(np.float32).tolist() == [0.0, np.float32(1 / (1 - rate))]
         score = abs((found > 0).mean() - (1 - rate)) / np.sqrt(rate * (1 - rate) / count)
@@ -222,8 +226,8 @@ def test_steps_are_counted_the_same_in_both_backends() -> None:
         return one, np.asarray(flax_logits(right, None if step is None else jnp.uint32(step)))
 
     def counts() -> tuple[int, int]:
-        assert right.dropout.next_step is not None
-        return left.dropout.next_step, int(right.dropout.next_step[...])
+        assert right.encoder.dropout.next_step is not None
+        return left.encoder.dropout.next_step, int(right.encoder.dropout.next_step[...])
 
     given = [logits(step) for step in (0, 1, 2)]
     # The same step gives the same bits, another step others; a step that is given is not counted.
@@ -238,5 +242,5 @@ def test_steps_are_counted_the_same_in_both_backends() -> None:
         assert np.array_equal(logits(None), given[step])
     left.eval()
     right.eval()
-    assert not left.dropout.training
-    assert right.dropout.deterministic
+    assert not left.encoder.dropout.training
+    assert right.encoder.dropout.deterministic

@@ -133,7 +133,7 @@ def test_an_encoder_refuses_the_same(label: str) -> None:
 
 @in_each_backend
 def test_a_layer_alone_refuses_the_same(label: str) -> None:
-    layer = WINGS[label].package.LearnedTableEncoding(LearnedTable(9), 6)
+    layer = WINGS[label].package.LearnedTableEncoding(LearnedTable(9), d_model=6, seed=0)
     calls: list[dict[str, Any]] = [{}, {"positions": np.arange(10, dtype=np.int32)}]
     for arguments in calls:
         with refused(ValueError, OVER):

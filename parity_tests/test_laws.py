@@ -254,7 +254,7 @@ def alone(
 def test_waves_keep_their_digits_at_any_position(
     label: str, options: Sinusoidal, width: int
 ) -> None:
-    layer = WINGS[label].package.SinusoidalEncoding(options, width)
+    layer = WINGS[label].package.SinusoidalEncoding(options, d_model=width)
     bound = BUDGETS["tap", "float32"].bound
     rows: list[tuple[np.ndarray, np.ndarray]] = [
         (alone(label, layer, width, None), np.arange(LENGTH))
@@ -274,7 +274,7 @@ def test_waves_keep_their_digits_at_any_position(
 @in_each_backend
 def test_waves_in_float64(label: str) -> None:
     with WINGS[label].mode("float64"):
-        layer = WINGS[label].package.SinusoidalEncoding(Sinusoidal(), 8)
+        layer = WINGS[label].package.SinusoidalEncoding(Sinusoidal(), d_model=8)
         for positions in (None, np.arange(LENGTH), np.linspace(0.0, 9.1, LENGTH)):
             exact = sinusoidal(
                 Sinusoidal(), 8, np.arange(LENGTH) if positions is None else positions
@@ -287,7 +287,7 @@ def test_waves_in_float64(label: str) -> None:
 
 @in_each_backend
 def test_a_table_reads_between_its_rows(label: str) -> None:
-    layer = WINGS[label].package.LearnedTableEncoding(LearnedTable(9), 6, seed=3)
+    layer = WINGS[label].package.LearnedTableEncoding(LearnedTable(9), d_model=6, seed=3)
     table = WINGS[label].numpy(layer.table if label == "torch" else layer.table[...])
     between = np.array([0.0, 0.25, 1.5, 7.75, 7.999, 8.0, 3.0], np.float32)
     exact = learned_table(table.astype(np.float64), between)
@@ -308,7 +308,7 @@ def test_the_table_gets_its_gradient_from_the_rows_that_were_read() -> None:
     np.add.at(exact, floor, (1 - share)[:, None] * cotangent.sum(axis=0))
     np.add.at(exact, np.minimum(floor + 1, 8), share[:, None] * cotangent.sum(axis=0))
     for label, wing in WINGS.items():
-        layer = wing.package.LearnedTableEncoding(LearnedTable(9), 6)
+        layer = wing.package.LearnedTableEncoding(LearnedTable(9), d_model=6, seed=0)
         of_x, gradients = wing.pullback(
             layer, cotangent, np.zeros((BATCH, LENGTH, 6), np.float32), positions=positions
         )
@@ -321,8 +321,8 @@ class Stranger(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.up = nnx.Linear(3, 12, rngs=rngs)
-        self.table = pe_flax.LearnedTableEncoding(LearnedTable(9), 12, seed=5)
-        self.waves = pe_flax.SinusoidalEncoding(Sinusoidal(layout="half"), 12)
+        self.table = pe_flax.LearnedTableEncoding(LearnedTable(9), d_model=12, seed=5)
+        self.waves = pe_flax.SinusoidalEncoding(Sinusoidal(layout="half"), d_model=12)
         self.down = nnx.Linear(12, 2, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -334,8 +334,8 @@ def test_encodings_are_layers_of_other_models() -> None:
     theirs = Stranger(nnx.Rngs(0))
     ours: Any = torch.nn.Sequential(
         torch.nn.Linear(3, 12),
-        pe_torch.LearnedTableEncoding(LearnedTable(9), 12, seed=5),
-        pe_torch.SinusoidalEncoding(Sinusoidal(layout="half"), 12),
+        pe_torch.LearnedTableEncoding(LearnedTable(9), d_model=12, seed=5),
+        pe_torch.SinusoidalEncoding(Sinusoidal(layout="half"), d_model=12),
         torch.nn.Linear(12, 2),
     )
     assert list(ours.state_dict()) == ["0.weight", "0.bias", "1.table", "3.weight", "3.bias"]

@@ -97,7 +97,7 @@ class TorchBadGradient(pe_torch.engine.Engine):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.step: int | None = None
-        weight = dict(self.model.named_parameters())[GRADIENT]
+        weight = dict(self.model.named_parameters())[f"encoder.{GRADIENT}"]
         weight.register_hook(
             lambda gradient: gradient * torch.nan if self.step == BAD else gradient
         )

@@ -39,7 +39,7 @@ from parity_tests.adam_runs import (
     stream,
     torch_run,
 )
-from parity_tests.cases import CONFIGS, perturbed_arrays, small_config
+from parity_tests.cases import CONFIGS, named, perturbed_arrays, small_config
 from pe_core import ModelConfig, TrainConfig
 from pe_core.model.parameters import parameters
 from pe_core.model.random import derive, normal
@@ -253,7 +253,7 @@ def model_steps(
     optimizer = make_torch(model, config, train, total)
     steps = len(next(iter(gradients.values())))
     for step in range(steps):
-        put_gradients(dict(model.named_parameters()), gradients, step)
+        put_gradients(named(model), gradients, step)
         optimizer.step()
     # optax's own Adam counts in integers and multiplies by floats.
     with jax.numpy_dtype_promotion("standard" if train.optimizer == "stock" else "strict"):

@@ -207,12 +207,12 @@ def test_flax_layers(norm: Any, activation: Any) -> None:
 def test_tables_are_embeddings() -> None:
     positions = (np.arange(BATCH)[:, None] * 2 + np.arange(LENGTH)) % 9
     x = normal(derive(0, 89), (BATCH, LENGTH, 6)).astype(np.float32)
-    ours = pe_torch.LearnedTableEncoding(LearnedTable(9), 6, seed=2)
+    ours = pe_torch.LearnedTableEncoding(LearnedTable(9), d_model=6, seed=2)
     outside = functional.embedding(torch.from_numpy(positions), ours.table)
     assert torch.equal(
         ours(torch.from_numpy(x), torch.from_numpy(positions)), torch.from_numpy(x) + outside
     )
-    theirs = pe_flax.LearnedTableEncoding(LearnedTable(9), 6, seed=2)
+    theirs = pe_flax.LearnedTableEncoding(LearnedTable(9), d_model=6, seed=2)
     assert np.array_equal(np.asarray(theirs.table[...]), ours.table.detach().numpy())
     taken = jnp.take(theirs.table[...], jnp.asarray(positions), axis=0)
     assert jnp.array_equal(theirs(jnp.asarray(x), jnp.asarray(positions)), jnp.asarray(x) + taken)
@@ -243,7 +243,7 @@ def test_waves_are_those_of_a_textbook(width: int) -> None:
             <= BUDGETS["tap", "float64"].bound
         )
         for wing in WINGS.values():
-            found = wing.call(wing.package.SinusoidalEncoding(options, width), zeros)[0]
+            found = wing.call(wing.package.SinusoidalEncoding(options, d_model=width), zeros)[0]
             assert distance(found, table, table) <= BUDGETS["tap", "float32"].bound
 
 

@@ -16,7 +16,7 @@ from flax import nnx
 import pe_flax
 import pe_torch
 from parity_tests.adam_runs import put_gradients
-from parity_tests.cases import ENGINES, small_batch
+from parity_tests.cases import ENGINES, named, small_batch
 from parity_tests.refusals import refused
 from parity_tests.stock_runs import (
     BEFORE,
@@ -144,7 +144,7 @@ def test_our_own_adam_goes_in_and_out_too() -> None:
 def torch_weights(forgotten: str | None = None) -> tuple[Arrays, tuple[str, ...], StockTorch]:
     """Weights after one more step with a given gradient, where one counter was left at zero."""
     run = StockTorch("float32")
-    counters, live = run.put(stopped("torch", "float32")), dict(run.model.named_parameters())
+    counters, live = run.put(stopped("torch", "float32")), named(run.model)
     if forgotten is not None:
         (name,) = re.findall(r"state\[(.*)\]\['step'\]", forgotten)
         run.optimizer.state[live[name]]["step"].zero_()

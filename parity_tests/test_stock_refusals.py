@@ -15,7 +15,7 @@ from torch import nn
 
 import pe_torch
 from parity_tests.adam_runs import put_gradients
-from parity_tests.cases import WINGS
+from parity_tests.cases import WINGS, named
 from parity_tests.refusals import each_refusal, refused
 from parity_tests.stock_runs import CONFIG, GRADIENTS, START, STOCK, StockFlax, decaying, stopped
 from pe_core.training.state import COUNT
@@ -36,7 +36,7 @@ def made(kind: Any = torch.optim.AdamW, **options: Any) -> Pair:
 
 
 def stepped(model: Any, optimizer: Any) -> Pair:
-    live = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    live = {name: one for name, one in named(model).items() if one.requires_grad}
     put_gradients(live, GRADIENTS, 0)
     optimizer.step()
     return model, optimizer
@@ -50,7 +50,7 @@ def a_stranger() -> Pair:
 
 def a_part() -> Pair:
     model, _ = made()
-    body = [one for name, one in model.named_parameters() if not name.startswith("head")]
+    body = [one for name, one in named(model).items() if not name.startswith("head")]
     return model, torch.optim.AdamW(body)
 
 
@@ -63,7 +63,7 @@ def a_frozen_weight() -> Pair:
 def another_order() -> Pair:
     """Two weights of one shape change places: torch loads by index and says nothing."""
     model, saved = stepped(*made())
-    live = dict(model.named_parameters())
+    live = named(model)
     one, other = "layers.0.norm1.weight", "layers.0.norm2.weight"
     order = {one: other, other: one}
     optimizer = torch.optim.AdamW([live[order.get(name, name)] for name in live])

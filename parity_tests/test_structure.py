@@ -29,6 +29,11 @@ MIRROR_EXCEPTIONS = {
     "__init__.py: __all__": "an optimizer is a class in torch and a function in optax: Adam, adam",
     "dropout.py: DropoutCount": "nnx keeps what changes in a variable, torch in any attribute",
     "dropout.py: dropout_keep": "torch makes a tensor on a device, XLA where the program runs",
+    "attention.py: Attention": "nnx.tabulate cannot show a Call: private in Flax",
+    "encoder.py: FeedForward": "nnx.tabulate cannot show a Call",
+    "encoder.py: Block": "nnx.tabulate cannot show a Call",
+    "encodings/angles.py: sine_cosine": "torch has float64 at hand, JAX by default not",
+    "layout.py: as_arrays": "Flax takes NumPy arrays too",
     "layers.py: zeros": "torch.empty",
     "optimizer.py: Adam": "a torch.optim.Optimizer",
     "optimizer.py: require_plain": (
@@ -106,6 +111,8 @@ def signature(function: ast.FunctionDef) -> str:
     marks = [ast.unparse(mark) for mark in function.decorator_list]
     kinds = [mark for mark in marks if mark in {"property", "classmethod", "staticmethod"}]
     text = re.sub(r"\b(torch|jax\.numpy|jnp|jax)\.", "", ast.unparse(arguments))
+    # Flax layers take `rngs`, where torch has a generator of its own.
+    text = re.sub(r", rngs(=None)?", "", text)
     return f"{' '.join(kinds)}({text})"
 
 

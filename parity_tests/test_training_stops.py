@@ -139,7 +139,7 @@ def test_a_run_in_a_thread_leaves_signals_alone() -> None:
                 "inputs": Features(5)
             },
             "small has 4 classes, but the model has num_classes=3": {"num_classes": 3},
-            "the train part of small has a sequence of 7 steps, but the learned table has "
+            "the train part of small has a sequence of 7 steps, but encoding 'learned' has "
             "max_length=4": {"encodings": (LearnedTable(4),)},
         }
     }

@@ -114,7 +114,10 @@ def test_square_weights_are_not_transposed(label: str) -> None:
     wing, x = WINGS[label], normal(derive(0, 87), (2, 3, CONFIG.d_model)).astype(np.float32)
     model = wing.classifier(CONFIG, arrays)
     assert np.array_equal(wing.package.to_arrays(model)[square], arrays[square])
-    found, bias = wing.call(model.layers[0].attention.out, x), arrays["layers.0.attention.out.bias"]
+    found, bias = (
+        wing.call(model.encoder.layers[0].attention.out, x),
+        arrays["layers.0.attention.out.bias"],
+    )
     right, wrong = x @ arrays[square].T + bias, x @ arrays[square] + bias
     assert distance(found, right, right) <= BUDGETS["tap", "float32"].bound
     assert distance(found, wrong, right) > BUDGETS["tap", "float32"].fault
@@ -314,7 +317,9 @@ def test_a_loaded_model_is_in_evaluation_mode_and_can_be_trained(
         if training:
             model.train()
         assert (
-            model.dropout.training if label == "torch" else not model.dropout.deterministic
+            model.encoder.dropout.training
+            if label == "torch"
+            else not model.encoder.dropout.deterministic
         ) == training
     if label == "torch":
         assert all(weight.requires_grad for weight in model.parameters())

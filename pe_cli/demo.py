@@ -10,7 +10,7 @@ from typing import Any
 from pe_cli.engines import engine_types
 from pe_cli.reporting import TrainReporter, check_json, console, run_folder, write_json
 from pe_core.data import dummy, order, steps_per_epoch
-from pe_core.encodings import Encoding, LearnedTable, Sinusoidal
+from pe_core.encodings import EncodingOptions, LearnedTable, Sinusoidal
 from pe_core.model.config import Features, ModelConfig
 from pe_core.training.backends import backends, versions
 from pe_core.training.config import TrainConfig
@@ -139,7 +139,7 @@ def _order(engines: dict[str, EngineType], seed: int) -> dict[str, dict[str, flo
     )
     console.print("encoding      " + "".join(f"{name:<8}" for name in engines).rstrip())
     data = order(seed)
-    choices: dict[str, tuple[Encoding, ...]] = {
+    choices: dict[str, tuple[EncodingOptions, ...]] = {
         "none": (),
         "sinusoidal": (Sinusoidal(),),
         "learned": (LearnedTable(data.length),),

@@ -64,13 +64,15 @@ def _options(kind: type[Any]) -> list[str]:
         values = (
             "|".join(get_args(hint))
             if get_origin(hint) is Literal
-            else {int: "N", float: "X"}[hint]
+            else {int: "N", float: "X", bool: "true|false"}[hint]
         )
         default = (
             "the longest sequence"
             if field.default is MISSING
             else f"{field.default:g}"
             if hint is float
+            else str(field.default).lower()
+            if hint is bool
             else field.default
         )
         lines.append(f"{field.name}={values} (default: {default})")

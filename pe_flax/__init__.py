@@ -1,17 +1,18 @@
 """Positional encodings and a sequence classifier in JAX, with Flax NNX and optax."""
 
-from pe_core import (
-    ComputeConfig,
-    Features,
-    LearnedTable,
-    ModelConfig,
-    Sinusoidal,
-    Tokens,
-    TrainConfig,
-)
+from pe_core.encodings import LearnedTable, Rotary, Sinusoidal, T5Bias
+from pe_core.model.config import ComputeConfig, Features, ModelConfig, Tokens
+from pe_core.training.config import TrainConfig
 from pe_flax.encoder import Encoder, SequenceClassifier
-from pe_flax.encodings import LearnedTableEncoding, SinusoidalEncoding
+from pe_flax.encodings import (
+    LearnedTableEncoding,
+    RotaryEncoding,
+    SinusoidalEncoding,
+    T5BiasEncoding,
+    register,
+)
 from pe_flax.optimizer import adam
+from pe_flax.self_attention import SelfAttention
 from pe_flax.stock_optimizer import export_adam, import_adam
 from pe_flax.weights import from_arrays, load, save, to_arrays
 
@@ -22,9 +23,14 @@ __all__ = [
     "LearnedTable",
     "LearnedTableEncoding",
     "ModelConfig",
+    "Rotary",
+    "RotaryEncoding",
+    "SelfAttention",
     "SequenceClassifier",
     "Sinusoidal",
     "SinusoidalEncoding",
+    "T5Bias",
+    "T5BiasEncoding",
     "Tokens",
     "TrainConfig",
     "adam",
@@ -32,6 +38,7 @@ __all__ = [
     "from_arrays",
     "import_adam",
     "load",
+    "register",
     "save",
     "to_arrays",
 ]

@@ -1,9 +1,8 @@
-"""Scaled dot-product attention for a block of queries against all keys, in plain operations."""
+"""Scaled dot-product attention in plain operations, for a block of query rows at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,90 +10,164 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float
 
-from pe_core.model.config import MASKED_LOGIT, ComputeConfig, ModelConfig
-from pe_flax.dropout import Drop
+from pe_core.encodings import Sizes
+from pe_core.model.config import MASKED_LOGIT, ComputeConfig
+from pe_flax.call import Call
+from pe_flax.encodings.kinds import (
+    Additive,
+    Contextual,
+    Encoding,
+    LogitBias,
+    QueryKey,
+    Steps,
+    Terms,
+)
 from pe_flax.layers import Linear
-
-Taps = dict[str, Any]
+from pe_flax.positions import Rows
 
 
 def attend(
-    query: Float[Array, "batch queries heads d_head"],
-    key: Float[Array, "batch keys heads d_head"],
-    value: Float[Array, "batch keys heads d_head"],
-    allowed: Bool[Array, "#batch 1 #queries keys"] | None,
-    dropout: Callable[[Array], Array],
-    tap: Callable[[str, Array], None] | None = None,
-) -> Float[Array, "batch queries heads d_head"]:
-    """Return the mixed values; logits and softmax are float32 (float64 for float64 inputs), and a
-    query without a key gets zeros.
+    query: Float[Array, "batch length heads width"],
+    key: Float[Array, "batch length heads width"],
+    value: Float[Array, "batch length heads d_head"],
+    scale: float,
+    call: Call,
+    biases: Sequence[LogitBias] = (),
+    terms: Sequence[Terms] = (),
+    rows_per_block: int | None = None,
+) -> Float[Array, "batch length heads d_head"]:
+    """Return the mixed values. Logits and softmax are float32 (float64 for float64 inputs), and a
+    query that sees no key gets zeros.
 
     Args:
-        query: a block of queries.
-        key: all keys.
-        value: all values.
-        allowed: True where a query may see a key; None allows all.
-        dropout: applied to the weights.
-        tap: receives "logits", "weights" and "mixed".
+        query: mapped, not scaled; of any width.
+        key: mapped.
+        value: of each step.
+        scale: of the product of query and key.
+        call: positions, masks and taps; "logits", "weights" and "mixed" are tapped where all rows
+            are one block.
+        biases: added to the logits.
+        terms: added to the logits and the mixed values.
+        rows_per_block: query rows at a time; each block is computed again in the backward pass.
     """
+    length = query.shape[1]
     exact = query.dtype if query.dtype == jnp.float64 else jnp.float32
-    logits = jnp.einsum(
-        "bqhd,bkhd->bhqk", query.astype(exact) * query.shape[-1] ** -0.5, key.astype(exact)
-    )
-    if tap is not None:
+    query, key = query.astype(exact) * scale, key.astype(exact)
+    whole = rows_per_block is None or rows_per_block >= length
+
+    def tap(name: str, array: Array) -> None:
+        if whole:
+            call.tap_layer(f"attention.{name}", array)
+
+    def block(rows: Rows) -> Array:
+        scores = logits = jnp.einsum("bqhd,bkhd->bhqk", rows.of(query, 1), key)
+        bias = jnp.zeros((), exact)
+        if biases:
+            here = call.positions.rows(rows)
+            for item in biases:
+                found = item.bias(here, call.positions).astype(exact)
+                bias = bias + (found if found.ndim == 4 else found[None])
+            logits = logits + bias
+        for term in terms:
+            if term.logits is not None:
+                logits = logits + term.logits(rows, scores, bias)
         tap("logits", logits)
-    if allowed is not None:
-        logits = jnp.where(allowed, logits, MASKED_LOGIT)
-    weights = jax.nn.softmax(logits, axis=-1)
-    if allowed is not None:
-        weights = weights * allowed.any(axis=-1, keepdims=True).astype(exact)
-    if tap is not None:
+        visible = call.visible(rows)
+        weights = _softmax(logits, visible)
         tap("weights", weights)
-    mixed = jnp.einsum("bhqk,bkhd->bqhd", dropout(weights).astype(value.dtype), value)
-    if tap is not None:
-        tap("mixed", mixed.swapaxes(1, 2))
-    return mixed
+        dropped = call.drop(weights, "attention_weights", rows).astype(value.dtype)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", dropped, value)
+        for term in terms:
+            if term.mix is not None:
+                mixed = mixed + term.mix(rows, dropped, visible)
+        if call.taps is not None:
+            tap("mixed", mixed.swapaxes(1, 2))
+        return mixed
+
+    return by_blocks(block, length, None if whole else rows_per_block)
 
 
-class SelfAttention(nnx.Module):
-    """Multi-head self-attention: one product for query, key and value, heads side by side."""
+def by_blocks(
+    block: Callable[[Rows], Array], length: int, rows_per_block: int | None
+) -> Float[Array, "batch length heads d_head"]:
+    """Return the rows of all blocks, one after the other; the last block may be shorter."""
+    if rows_per_block is None:
+        return block(Rows(0, length))
+    # The rest is a block of its own: a slice that reached beyond the end would be moved silently.
+    count, rest = divmod(length, rows_per_block)
+    again = jax.checkpoint(lambda start: block(Rows(start, rows_per_block)))
+    stacked = jax.lax.map(again, jnp.arange(count, dtype=jnp.int32) * rows_per_block)
+    found = jnp.moveaxis(stacked, 0, 1)
+    found = found.reshape(found.shape[0], count * rows_per_block, *found.shape[3:])
+    if not rest:
+        return found
+    last = jax.checkpoint(lambda: block(Rows(count * rows_per_block, rest)))
+    return jnp.concatenate([found, last()], axis=1)
 
-    def __init__(self, config: ModelConfig, *, compute: ComputeConfig) -> None:
-        self.num_heads = config.num_heads
-        self.qkv = Linear(
-            config.d_model, 3 * config.d_model, bias=config.attention_bias, compute=compute
-        )
-        self.out = Linear(config.d_model, config.d_model, compute=compute)
 
-    def __call__(
+def _softmax(
+    logits: Float[Array, "batch heads rows keys"],
+    visible: Bool[Array, "#batch 1 #rows keys"] | None,
+) -> Float[Array, "batch heads rows keys"]:
+    """Return the softmax over the visible keys, zeros where there is none."""
+    if visible is None:
+        return jax.nn.softmax(logits, axis=-1)
+    weights = jax.nn.softmax(jnp.where(visible, logits, MASKED_LOGIT), axis=-1)
+    return weights * visible.any(axis=-1, keepdims=True).astype(weights.dtype)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention: one product for query, key and value, heads side by side.
+
+    Args:
+        sizes: width of a step and number of heads.
+        bias: biases on query, key and value.
+        compute: how it is computed.
+    """
+
+    def __init__(self, sizes: Sizes, *, bias: bool, compute: ComputeConfig) -> None:
+        self.sizes = sizes
+        self.rows_per_block = compute.rows_per_block
+        self.qkv = Linear(sizes.d_model, 3 * sizes.d_model, bias=bias, compute=compute)
+        self.out = Linear(sizes.d_model, sizes.d_model, compute=compute)
+
+    def project(self, x: Float[Array, "*batch length d_model"]) -> tuple[Array, Array, Array]:
+        """Return query, key and value, (*batch, length, heads, d_head) each."""
+        parts = self.qkv(x).reshape(*x.shape[:-1], 3, self.sizes.num_heads, self.sizes.d_head)
+        return parts[..., 0, :, :], parts[..., 1, :, :], parts[..., 2, :, :]
+
+    # Private: `nnx.tabulate` shows the public calls of modules, and cannot show a Call.
+    def _attend(
         self,
         x: Float[Array, "batch length d_model"],
-        allowed: Bool[Array, "#batch 1 #length length"] | None,
-        drop: Drop,
-        layer: int,
-        taps: Taps | None,
+        call: Call,
+        encodings: Sequence[Encoding],
     ) -> Float[Array, "batch length d_model"]:
-        """Return the attended steps."""
-        batch, length, width = x.shape
-        parts = self.qkv(x).reshape(batch, length, 3, self.num_heads, width // self.num_heads)
-        query, key, value = parts[:, :, 0], parts[:, :, 1], parts[:, :, 2]
+        """Return the attended steps.
 
-        def tap(name: str, array: Array) -> None:
-            if taps is not None:
-                taps[f"layers.{layer}.attention.{name}"] = array
-
-        if taps is not None:
-            tap("query", query.swapaxes(1, 2))
-            tap("key", key.swapaxes(1, 2))
-            tap("value", value.swapaxes(1, 2))
-        mixed = attend(
-            query,
-            key,
-            value,
-            allowed,
-            lambda weights: drop(weights, "attention_weights", layer),
-            None if taps is None else tap,
-        )
-        output = self.out(mixed.reshape(batch, length, width))
-        tap("output", output)
+        Args:
+            x: steps.
+            call: what the layers share.
+            encodings: that act in this layer; an additive one acts on what attention reads.
+        """
+        for item in encodings:
+            if isinstance(item, Additive):
+                x = call.positions.restore(item.add(x, call.positions), x)
+        query, key, value = self.project(x)
+        if call.taps is not None:
+            for name, array in (("query", query), ("key", key), ("value", value)):
+                call.tap_layer(f"attention.{name}", array.swapaxes(1, 2))
+        scale = self.sizes.d_head**-0.5
+        for item in encodings:
+            scale *= item.options.factor(self.sizes)
+        steps = Steps(x, query, key, value, scale, self.project)
+        for item in encodings:
+            if isinstance(item, QueryKey):
+                query = item.map_query(query, call.positions)
+                key = item.map_key(key, call.positions)
+        biases = [item for item in encodings if isinstance(item, LogitBias)]
+        terms = [item.prepare(steps, call) for item in encodings if isinstance(item, Contextual)]
+        mixed = attend(query, key, value, scale, call, biases, terms, self.rows_per_block)
+        output = self.out(mixed.reshape(x.shape))
+        call.tap_layer("attention.output", output)
         return output

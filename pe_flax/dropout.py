@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,7 @@ from pe_core.model.random import (
     dropout_scale,
     dropout_threshold,
 )
+from pe_flax.positions import Rows
 
 
 def threefry2x32(key: Array, high: Array, low: Array) -> tuple[Array, Array]:
@@ -58,30 +61,67 @@ def _mix(word: Array) -> Array:
     return word ^ (word >> third)
 
 
-def dropout_keep(key: Array, shape: tuple[int, ...], rate: float) -> Array:
+def dropout_keep(
+    key: Array,
+    shape: tuple[int, ...],
+    rate: float,
+    *,
+    rows: tuple[int | Array, int] | None = None,
+) -> Array:
     """Return which elements are kept, a boolean array of the shape.
 
     Args:
         key: (2,) uint32.
         shape: of the array to drop from.
         rate: share of the elements to drop.
+        rows: (start, total) where the last axis but one holds a block of the rows of a whole: the
+            block has the bits that the whole has there.
     """
-    *rows, columns = shape
+    *lead, columns = shape
     per_row = (columns + 1) // 2
-    words = jax.lax.iota(jnp.uint32, math.prod(rows) * per_row)
+    words = jax.lax.iota(jnp.uint32, math.prod(lead) * per_row)
+    if rows is not None:
+        start, total = jnp.asarray(rows[0]).astype(jnp.uint32), rows[1]
+        block = lead[-1] * per_row
+        words = words + words // jnp.uint32(block) * jnp.uint32(total * per_row - block)
+        words = words + start * jnp.uint32(per_row)
     words = _mix(_mix(words ^ key[0]) ^ key[1])
     halves = jax.lax.bitcast_convert_type(words, jnp.int16)
-    return halves.reshape(*rows, 2 * per_row)[..., :columns] >= jnp.int16(
+    return halves.reshape(*lead, 2 * per_row)[..., :columns] >= jnp.int16(
         dropout_threshold(rate) - DROPOUT_LEVELS // 2
     )
 
 
-@runtime_checkable
-class Drop(Protocol):
-    """The dropout of one step."""
+@partial(jax.tree_util.register_dataclass, data_fields=["keys"], meta_fields=["rate", "native"])
+@dataclass(frozen=True)
+class Masks:
+    """The dropout of one call.
 
-    def __call__(self, x: Array, place: DropoutPlace, layer: int = 0) -> Array:
-        """Return x with elements dropped and the rest scaled up."""
+    Args:
+        rate: share of the elements to drop.
+        keys: (places, 2) uint32, two words for each place of the model.
+        native: draw from `jax.random.bernoulli` instead of the shared hash.
+    """
+
+    rate: float
+    keys: Any
+    native: bool = False
+
+    def drop(self, x: Array, place: DropoutPlace, layer: int, rows: Rows | None = None) -> Array:
+        """Return x with elements dropped and the rest scaled up; see `Call.drop`."""
+        key = self.keys[dropout_place(place, layer)]
+        part = None
+        if rows is not None and rows.size < x.shape[-1]:
+            part = (rows.start, x.shape[-1])
+        if self.native:
+            drawn = jax.random.wrap_key_data(key, impl="threefry2x32")
+            if part is not None:
+                drawn = jax.random.fold_in(drawn, part[0])
+            keep = jax.random.bernoulli(drawn, 1.0 - self.rate, x.shape)
+            scale = jnp.asarray(1.0 / (1.0 - self.rate), x.dtype)
+            return jnp.where(keep, x * scale, jnp.zeros((), x.dtype))
+        keep = dropout_keep(key, x.shape, self.rate, rows=part)
+        return x * (keep.astype(x.dtype) * jnp.asarray(dropout_scale(self.rate), x.dtype))
 
 
 class DropoutCount(nnx.Variable):
@@ -109,32 +149,17 @@ class Dropout(nnx.Module):
         self.deterministic = False
         self.next_step = DropoutCount(jnp.zeros((), jnp.uint32)) if rate > 0.0 else None
 
-    def begin(self, step: int | Array | None) -> Drop:
-        """Return the dropout of a training step, which keeps everything in evaluation; None takes
-        the step after the last one.
+    def begin(self, step: int | Array | None) -> Masks | None:
+        """Return the masks of a training step; None, which keeps everything, in evaluation.
+
+        Args:
+            step: number of the training step; the one after the last when None.
         """
         if self.deterministic or self.next_step is None:
-            return _keep_all
+            return None
         if step is None:
             step = self.next_step[...]
             self.next_step[...] = step + jnp.uint32(1)
         key = fold_in(jnp.asarray(derive(self.seed, DROPOUT)), jnp.asarray(step, jnp.uint32))
         keys = fold_in(key[None], jnp.arange(count_places(self.num_layers), dtype=jnp.uint32))
-
-        def drop(x: Array, place: DropoutPlace, layer: int = 0) -> Array:
-            key = keys[dropout_place(place, layer)]
-            if self.native:
-                keep = jax.random.bernoulli(
-                    jax.random.wrap_key_data(key, impl="threefry2x32"), 1.0 - self.rate, x.shape
-                )
-                return jnp.where(
-                    keep, x * jnp.asarray(1.0 / (1.0 - self.rate), x.dtype), jnp.zeros((), x.dtype)
-                )
-            keep = dropout_keep(key, x.shape, self.rate)
-            return x * (keep.astype(x.dtype) * jnp.asarray(dropout_scale(self.rate), x.dtype))
-
-        return drop
-
-
-def _keep_all(x: Array, place: DropoutPlace, layer: int = 0) -> Array:
-    return x
+        return Masks(self.rate, keys, self.native)

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Num
 
 from pe_core.errors import UserValueError
 from pe_core.model.config import ComputeConfig, Features, ModelConfig
 from pe_core.model.initial import draw
-from pe_core.model.inputs import Described, check_call
+from pe_core.model.inputs import check_call
 from pe_core.model.parameters import encoder_parameters, parameters
-from pe_flax.attention import SelfAttention, Taps
-from pe_flax.dropout import Drop, Dropout
-from pe_flax.encodings import make_encoding
+from pe_flax.attention import Attention
+from pe_flax.call import Call, Taps
+from pe_flax.dropout import Dropout
+from pe_flax.encodings import Additive, Encoding, make_encoding
 from pe_flax.layers import LayerNorm, Linear, Table, zeros
-from pe_flax.layout import put_arrays
+from pe_flax.layout import as_arrays, describe, described, put_arrays
 from pe_flax.pooling import Pool
-from pe_flax.positions import count_positions, real_steps
+from pe_flax.positions import Positions, locate, real_steps
 
 
 class FeedForward(nnx.Module):
@@ -32,63 +34,59 @@ class FeedForward(nnx.Module):
         self.up = Linear(config.d_model, config.width_inside, compute=compute)
         self.down = Linear(config.width_inside, config.d_model, compute=compute)
 
-    def __call__(self, x: Array, drop: Drop, layer: int, taps: Taps | None) -> Array:
-        """Return the transformed steps, (batch, length, d_model)."""
+    # Private here and in Block: `nnx.tabulate` shows the public calls of modules, and cannot show a
+    # Call.
+    def _transform(
+        self, x: Float[Array, "batch length d_model"], call: Call
+    ) -> Float[Array, "batch length d_model"]:
+        """Return the transformed steps."""
         hidden = self.up(x)
-        hidden = (
-            jax.nn.relu(hidden)
-            if self.activation == "relu"
-            else jax.nn.gelu(hidden, approximate=False)
-        )
-        output = self.down(drop(hidden, "feed_forward_hidden", layer))
-        if taps is not None:
-            taps[f"layers.{layer}.feed_forward.hidden"] = hidden
-            taps[f"layers.{layer}.feed_forward.output"] = output
+        if self.activation == "relu":
+            hidden = jax.nn.relu(hidden)
+        else:
+            hidden = jax.nn.gelu(hidden, approximate=False)
+        output = self.down(call.drop(hidden, "feed_forward_hidden"))
+        call.tap_layer("feed_forward.hidden", hidden)
+        call.tap_layer("feed_forward.output", output)
         return output
 
 
 class Block(nnx.Module):
     """One layer: attention and feed-forward, each with its norm and its residual."""
 
-    def __init__(self, config: ModelConfig, layer: int, *, compute: ComputeConfig) -> None:
-        self.layer = layer
+    def __init__(self, config: ModelConfig, *, compute: ComputeConfig) -> None:
         self.pre_norm = config.norm == "pre"
         self.norm1 = LayerNorm(config.d_model, compute=compute)
-        self.attention = SelfAttention(config, compute=compute)
+        self.attention = Attention(config.sizes, bias=config.attention_bias, compute=compute)
         self.norm2 = LayerNorm(config.d_model, compute=compute)
         self.feed_forward = FeedForward(config, compute=compute)
 
-    def __call__(
+    def _advance(
         self,
         x: Float[Array, "batch length d_model"],
-        allowed: Bool[Array, "#batch 1 #length length"] | None,
-        drop: Drop,
-        taps: Taps | None,
+        call: Call,
+        encodings: Sequence[Encoding],
     ) -> Float[Array, "batch length d_model"]:
-        """Return the steps after this layer."""
-        layer, dtype = self.layer, x.dtype
-        inner = self._norm("norm1", x, taps) if self.pre_norm else x
-        x = x + drop(
-            self.attention(inner, allowed, drop, layer, taps).astype(dtype),
-            "attention_output",
-            layer,
+        """Return the steps after this layer; `encodings` are those that act in its attention."""
+        dtype = x.dtype
+        inner = self._norm("norm1", x, call) if self.pre_norm else x
+        x = x + call.drop(
+            self.attention._attend(inner, call, encodings).astype(dtype), "attention_output"
         )
         if not self.pre_norm:
-            x = self._norm("norm1", x, taps)
-        inner = self._norm("norm2", x, taps) if self.pre_norm else x
-        x = x + drop(
-            self.feed_forward(inner, drop, layer, taps).astype(dtype), "feed_forward_output", layer
+            x = self._norm("norm1", x, call)
+        inner = self._norm("norm2", x, call) if self.pre_norm else x
+        x = x + call.drop(
+            self.feed_forward._transform(inner, call).astype(dtype), "feed_forward_output"
         )
         if not self.pre_norm:
-            x = self._norm("norm2", x, taps)
-        if taps is not None:
-            taps[f"layers.{layer}.output"] = x
+            x = self._norm("norm2", x, call)
+        call.tap_layer("output", x)
         return x
 
-    def _norm(self, name: str, x: Array, taps: Taps | None) -> Array:
+    def _norm(self, name: str, x: Array, call: Call) -> Array:
         x = getattr(self, name)(x)
-        if taps is not None:
-            taps[f"layers.{self.layer}.{name}"] = x
+        call.tap_layer(name, x)
         return x
 
 
@@ -97,17 +95,22 @@ class Encoder(nnx.Module):
 
     Args:
         config: what the model is; pooling and head are left out.
-        seed: of the initial weights and the dropout.
+        seed: of the initial parameters and the dropout.
         compute: how it is computed; float64 needs `jax_enable_x64`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from pe_flax import Encoder, Features, ModelConfig, Rotary
+        >>> config = ModelConfig(inputs=Features(3), num_classes=2, encodings=(Rotary(),))
+        >>> encoder = Encoder(config, seed=0)
+        >>> encoder(jnp.zeros((4, 10, 3))).shape
+        (4, 10, 64)
     """
 
     def __init__(
         self, config: ModelConfig, *, seed: int = 0, compute: ComputeConfig | None = None
     ) -> None:
-        self._build(config, seed, compute or ComputeConfig())
-        put_arrays(self, draw(encoder_parameters(config), seed))
-
-    def _build(self, config: ModelConfig, seed: int, compute: ComputeConfig) -> None:
+        compute = compute or ComputeConfig()
         if compute.precision == "float64" and not jax.config.read("jax_enable_x64"):
             raise UserValueError(
                 "precision 'float64' is off in JAX; switch it on with "
@@ -122,14 +125,12 @@ class Encoder(nnx.Module):
         else:
             self.input = Table(config.inputs.vocab_size, config.d_model, compute=compute)
         self.encodings = nnx.List(
-            [
-                make_encoding(options, config.d_model, compute=compute)
-                for options in config.encodings
-            ]
+            make_encoding(
+                options, config.sizes, num_layers=config.num_layers, seed=seed, compute=compute
+            )
+            for options in config.encodings
         )
-        self.layers = nnx.List(
-            [Block(config, n, compute=compute) for n in range(config.num_layers)]
-        )
+        self.layers = nnx.List(Block(config, compute=compute) for _ in range(config.num_layers))
         self.norm = LayerNorm(config.d_model, compute=compute) if config.norm == "pre" else None
         self.dropout = Dropout(
             config.dropout,
@@ -137,160 +138,162 @@ class Encoder(nnx.Module):
             seed=seed,
             native=compute.dropout_rng == "native",
         )
+        put_arrays(self, draw(encoder_parameters(config), seed))
 
     def __call__(
         self,
-        x: Array,
+        x: Num[Array, "batch length *num_features"],
         *,
-        mask: Array | None = None,
-        positions: Array | None = None,
-        segment_ids: Array | None = None,
+        mask: Bool[Array, "batch length"] | None = None,
+        positions: Num[Array, "*batch length"] | None = None,
+        segment_ids: Int[Array, "batch length"] | None = None,
+        front: Float[Array, " d_model"] | None = None,
         taps: Taps | None = None,
         dropout_step: int | Array | None = None,
-    ) -> Array:
-        """Return the encoded steps, (batch, length, d_model); those of padded steps are finite and
-        mean nothing.
+    ) -> Float[Array, "batch length d_model"]:
+        """Return the encoded steps; those of padded steps are finite and mean nothing.
 
         Args:
             x: (batch, length, num_features) features or (batch, length) tokens.
-            mask: (batch, length) bool, True for real steps; None when all are.
+            mask: True for real steps; None when all are.
             positions: (length,) or (batch, length), integer or floating point; counted per sequence
                 when None.
-            segment_ids: (batch, length) integers for packed sequences, runs of equal numbers, 0 for
-                padding.
+            segment_ids: for packed sequences, runs of equal numbers, 0 for padding.
+            front: a step without a position that is put in front of every sequence.
             taps: receives the named intermediates.
             dropout_step: the training step whose dropout applies; counted when None. Without effect
                 in evaluation.
 
         Raises:
-            ValueError, TypeError: one line with the rule, the value and the remedy.
+            UserValueError, UserTypeError: one line with the rule, the value and the remedy.
         """
-        self._check(x, mask, positions, segment_ids)
-        x, mask, positions, segment_ids = _arrays(x, mask, positions, segment_ids)
-        return self._encode(x, mask, positions, segment_ids, taps, dropout_step, None)
-
-    def _check(
-        self, x: Array, mask: Array | None, positions: Array | None, segment_ids: Array | None
-    ) -> None:
+        x, mask, positions, segment_ids = as_arrays(x, mask, positions, segment_ids)
         check_call(
-            self.config,
-            _describe(x),
-            *(None if item is None else _describe(item) for item in (mask, positions, segment_ids)),
+            self.config, described(x), describe(mask), describe(positions), describe(segment_ids)
         )
-
-    def _encode(
-        self,
-        x: Array,
-        mask: Array | None,
-        positions: Array | None,
-        segment_ids: Array | None,
-        taps: Taps | None,
-        dropout_step: int | Array | None,
-        cls: Array | None,
-    ) -> Array:
-        dtype = jnp.dtype(self.compute.array_dtype)
-        drop = self.dropout.begin(dropout_step)
         real = real_steps(mask, segment_ids)
-        implicit = positions is None
-        if positions is None and real is not None and len(self.encodings):
-            positions = count_positions(real, segment_ids)
-        if isinstance(self.input, Linear):
-            x = x.astype(dtype)
-            state = self.input(x if real is None else jnp.where(real[..., None], x, 0.0)).astype(
-                dtype
-            )
+        state = self._embed(x, real)
+        if len(self.encodings):
+            steps = locate(state, positions, real, segment_ids)
         else:
-            state = self.input(x if real is None else jnp.where(real, x, 0))
-        if taps is not None:
-            taps["input"] = state
-        for encoding in self.encodings:
-            state = encoding.add(state, positions, implicit=implicit)
-        if cls is not None:
-            state = jnp.concatenate(
-                [jnp.broadcast_to(cls, (len(state), 1, len(cls))), state], axis=1
-            )
+            steps = Positions(state, segments=segment_ids)
+        call = Call(steps, real, self.dropout.begin(dropout_step), taps)
+        call.tap("input", state)
+        state = self._add_encodings(state, steps, 0)
+        if front is not None:
+            # A step in front is real and has no position.
+            first = jnp.broadcast_to(front, (state.shape[0], 1, front.shape[0]))
+            state = jnp.concatenate([first, state], axis=1)
             real = None if real is None else jnp.pad(real, ((0, 0), (1, 0)), constant_values=True)
-        if taps is not None:
-            taps["encoding"] = state
-        state = drop(state, "input")
-
-        allowed = None if real is None else real[:, None, None, :]
-        if segment_ids is not None and allowed is not None:
-            allowed = allowed & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
+            call = replace(
+                call, positions=steps.behind(1) if len(self.encodings) else steps, real=real
+            )
+        call.tap("encoding", state)
+        state = call.drop(state, "input")
         for n, layer in enumerate(self.layers):
-            if n > 0:
-                state = self._add_again(
-                    state, positions, implicit, n, taps, front=0 if cls is None else 1
-                )
-            state = layer(state, allowed, drop, taps)
+            call = replace(call, layer=n)
+            if n > 0 and self._adds_before(n):
+                ahead = 0 if front is None else 1
+                behind = self._add_encodings(state[:, ahead:], steps, n)
+                state = jnp.concatenate([state[:, :ahead], behind], axis=1) if ahead else behind
+                call.tap_layer("encoding", state)
+            state = layer._advance(state, call, self._in_attention(n))
         if self.norm is not None:
             state = self.norm(state)
-            if taps is not None:
-                taps["norm"] = state
+            call.tap("norm", state)
         return state
 
-    def _add_again(
-        self,
-        state: Array,
-        positions: Array | None,
-        implicit: bool,
-        n: int,
-        taps: Taps | None,
-        front: int,
-    ) -> Array:
-        """Add the encodings that every layer gets; the trained step in front has no position."""
-        again = [encoding for encoding in self.encodings if encoding.options.layers == "all"]
-        if not again:
-            return state
-        steps = state[:, front:]
-        for encoding in again:
-            steps = encoding.add(steps, positions, implicit=implicit)
-        state = jnp.concatenate([state[:, :front], steps], axis=1) if front else steps
-        if taps is not None:
-            taps[f"layers.{n}.encoding"] = state
-        return state
+    def _embed(self, x: Array, real: Array | None) -> Array:
+        """Return the steps (batch, length, d_model); what padding holds does not enter."""
+        dtype = jnp.dtype(self.compute.array_dtype)
+        if isinstance(self.input, Linear):
+            x = x.astype(dtype)
+            x = x if real is None else jnp.where(real[..., None], x, 0.0)
+        elif real is not None:
+            x = jnp.where(real, x, 0)
+        return self.input(x).astype(dtype)
+
+    def _adds_before(self, layer: int) -> bool:
+        return any(
+            isinstance(item, Additive) and item.options.acts_before(layer)
+            for item in self._encodings(layer)
+        )
+
+    def _add_encodings(self, steps: Array, positions: Positions, layer: int) -> Array:
+        """Add the encodings that act on the steps before a layer; none is in front."""
+        for item in self._encodings(layer):
+            if isinstance(item, Additive) and item.options.acts_before(layer):
+                steps = item.add(steps, positions)
+        return steps
+
+    def _in_attention(self, layer: int) -> list[Encoding]:
+        return [item for item in self._encodings(layer) if not isinstance(item, Additive)]
+
+    def _encodings(self, layer: int) -> list[Encoding]:
+        return [item.for_layer(layer) for item in self.encodings]
 
 
-class SequenceClassifier(Encoder):
+class SequenceClassifier(nnx.Module):
     """A sequence to the logits of its classes: encoder, pooling, head.
 
     Args:
         config: what the model is.
-        seed: of the initial weights and the dropout.
+        seed: of the initial parameters and the dropout.
         compute: how it is computed; float64 needs `jax_enable_x64`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from pe_flax import Features, LearnedTable, ModelConfig, SequenceClassifier
+        >>> table = LearnedTable(max_length=10)
+        >>> config = ModelConfig(inputs=Features(3), num_classes=2, encodings=(table,))
+        >>> model = SequenceClassifier(config, seed=0)
+        >>> model(jnp.zeros((4, 10, 3))).shape
+        (4, 2)
     """
 
     def __init__(
         self, config: ModelConfig, *, seed: int = 0, compute: ComputeConfig | None = None
     ) -> None:
         compute = compute or ComputeConfig()
-        self._build(config, seed, compute)
-        self.cls = nnx.Param(zeros((config.d_model,), compute)) if config.pooling == "cls" else None
+        self.encoder = Encoder(config, seed=seed, compute=compute)
+        cls = config.pooling == "cls"
+        self.cls = nnx.Param(zeros((config.d_model,), compute)) if cls else None
         self.pooling = Pool(config, compute=compute)
         self.head = Linear(config.d_model, config.num_classes, compute=compute)
-        put_arrays(self, draw(parameters(config), seed))
+        inner = {item.name for item in encoder_parameters(config)}
+        own = tuple(item for item in parameters(config) if item.name not in inner)
+        put_arrays(self, draw(own, seed))
+
+    @property
+    def config(self) -> ModelConfig:
+        """What the model is."""
+        return self.encoder.config
+
+    @property
+    def compute(self) -> ComputeConfig:
+        """How it is computed."""
+        return self.encoder.compute
 
     def __call__(
         self,
-        x: Array,
+        x: Num[Array, "batch length *num_features"],
         *,
-        mask: Array | None = None,
-        positions: Array | None = None,
-        segment_ids: Array | None = None,
+        mask: Bool[Array, "batch length"] | None = None,
+        positions: Num[Array, "*batch length"] | None = None,
+        segment_ids: Int[Array, "batch length"] | None = None,
         num_segments: int | None = None,
         taps: Taps | None = None,
         dropout_step: int | Array | None = None,
-    ) -> Array:
+    ) -> Float[Array, "batch *num_segments num_classes"]:
         """Return the logits, (batch, num_classes), or (batch, num_segments, num_classes) where
         segment_ids are given.
 
         Args:
             x: (batch, length, num_features) features or (batch, length) tokens.
-            mask: (batch, length) bool, True for real steps; None when all are.
+            mask: True for real steps; None when all are.
             positions: (length,) or (batch, length), integer or floating point; counted per sequence
                 when None.
-            segment_ids: (batch, length) integers for packed sequences, runs of equal numbers 1, 2,
-                ..., 0 for padding.
+            segment_ids: for packed sequences, runs of equal numbers 1, 2, ..., 0 for padding.
             num_segments: the most segments in a row; read from segment_ids when None, which
                 `jax.jit` does not allow.
             taps: receives the named intermediates.
@@ -298,18 +301,17 @@ class SequenceClassifier(Encoder):
                 in evaluation.
 
         Raises:
-            ValueError, TypeError: one line with the rule, the value and the remedy.
+            UserValueError, UserTypeError: one line with the rule, the value and the remedy.
         """
-        self._check(x, mask, positions, segment_ids)
-        x, mask, positions, segment_ids = _arrays(x, mask, positions, segment_ids)
-        state = self._encode(
+        x, mask, positions, segment_ids = as_arrays(x, mask, positions, segment_ids)
+        state = self.encoder(
             x,
-            mask,
-            positions,
-            segment_ids,
-            taps,
-            dropout_step,
-            None if self.cls is None else self.cls[...],
+            mask=mask,
+            positions=positions,
+            segment_ids=segment_ids,
+            front=None if self.cls is None else self.cls[...],
+            taps=taps,
+            dropout_step=dropout_step,
         )
         pooled = self.pooling(state, real_steps(mask, segment_ids), segment_ids, num_segments)
         logits = self.head(pooled).astype(state.dtype)
@@ -317,14 +319,3 @@ class SequenceClassifier(Encoder):
             taps["pooled"] = pooled
             taps["head"] = logits
         return logits
-
-
-def _arrays(*items: Any) -> tuple[Any, ...]:
-    """NumPy arrays become JAX arrays; JAX arrays, traced or not, stay what they are."""
-    return tuple(None if item is None else jnp.asarray(item) for item in items)
-
-
-def _describe(x: Array) -> Described:
-    if jnp.issubdtype(x.dtype, jnp.floating):
-        return Described(x.shape, "f", str(x.dtype))
-    return Described(x.shape, x.dtype.kind, str(x.dtype))

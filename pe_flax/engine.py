@@ -68,9 +68,11 @@ class Engine:
         self.device = jax.devices(device)[0] if device else jax.devices()[0]
         with self._mode():
             model = SequenceClassifier(config, seed=train.seed, compute=compute)
+            variables = canonical_variables(model)
+            # In the order of the paths of canonical names, numbers as numbers.
             self._variables = {
-                name: (variable.shape, transposed)
-                for name, (variable, transposed) in canonical_variables(model).items()
+                name: (variables[name][0].shape, variables[name][1])
+                for name in sorted(variables, key=_path)
             }
             decays = {item.name: item.decay for item in parameters(config)}
             self._groups = {
@@ -82,6 +84,7 @@ class Engine:
             model.eval()
             self._graphs = {True: parts[0], False: nnx.graphdef(model)}
             self._tree = jax.tree.structure(parts[1])
+            self._leaves = list(variables)
             self._rest = parts[2]
             self._optimizer = make_optimizer(config, train, total_steps)
             live = self._put(arrays)
@@ -234,7 +237,7 @@ class Engine:
         }
 
     def _model(self, weights: dict[str, Array], training: bool) -> SequenceClassifier:
-        tree = jax.tree.unflatten(self._tree, [weights[name] for name in self._variables])
+        tree = jax.tree.unflatten(self._tree, [weights[name] for name in self._leaves])
         return nnx.merge(self._graphs[training], tree, self._rest)
 
     def _logits(
@@ -295,6 +298,10 @@ class Engine:
             _State(state.weights, state.optimizer, finite),
         )
         return kept, metrics.at[3].set(norm)
+
+
+def _path(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (0, part) for part in name.split(".")]
 
 
 def _content(batch: Batch) -> dict[str, Any]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
 
+from pe_core.errors import UserTypeError
 from pe_core.model.config import LAYER_NORM_EPSILON, ComputeConfig
+from pe_core.model.initial import draw
 from pe_core.model.inputs import require_tokens_fit
+from pe_core.model.laws import Constant, Normal, Parameter, Uniform, Values, XavierUniform
 
 
 class Linear(nnx.Module):
@@ -77,3 +82,43 @@ def zeros(shape: tuple[int, ...], compute: ComputeConfig) -> Array:
     compiles nothing.
     """
     return jnp.asarray(np.zeros(shape, compute.array_dtype))
+
+
+def initial_parameter(
+    item: Parameter, seed: int | None, rngs: nnx.Rngs | None, compute: ComputeConfig | None
+) -> nnx.Param:
+    """Return a parameter drawn from its initial law.
+
+    Args:
+        item: name, shape and law.
+        seed: the same values in both backends.
+        rngs: the stream `params` draws the values where there is no seed.
+        compute: its precision is that of the parameter; float32 when None.
+
+    Raises:
+        UserTypeError: neither seed nor rngs, or a law that needs a seed.
+    """
+    dtype = (compute or ComputeConfig()).array_dtype
+    if seed is not None:
+        return nnx.Param(jnp.asarray(draw((item,), seed)[item.name].astype(dtype)))
+    if rngs is None:
+        raise UserTypeError(
+            f"parameter {item.name!r} needs random numbers; pass rngs=nnx.Rngs(0) or seed=0"
+        )
+    match item.law:
+        case Normal(std):
+            value = std * jax.random.normal(rngs.params(), item.shape, dtype)
+        case Uniform(low, high):
+            value = jax.random.uniform(rngs.params(), item.shape, dtype, low, high)
+        case XavierUniform():
+            bound = math.sqrt(6.0 / sum(item.shape))
+            value = jax.random.uniform(rngs.params(), item.shape, dtype, -bound, bound)
+        case Constant(constant):
+            value = jnp.full(item.shape, constant, dtype)
+        case Values(values):
+            value = jnp.asarray(np.array(values, dtype).reshape(item.shape))
+        case _:
+            raise UserTypeError(
+                f"the law {item.law!r} of parameter {item.name!r} draws from a seed; pass seed=0"
+            )
+    return nnx.Param(value)

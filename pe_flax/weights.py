@@ -15,7 +15,7 @@ from pe_flax.encoder import Encoder, SequenceClassifier
 from pe_flax.layout import get_arrays, put_arrays
 
 
-def to_arrays(model: Encoder) -> dict[str, np.ndarray]:
+def to_arrays(model: Encoder | SequenceClassifier) -> dict[str, np.ndarray]:
     """Return copies of the weights under their canonical names, float32 or float64."""
     live = get_arrays(model)
     order = [item.name for item in parameters(model.config) if item.name in live]

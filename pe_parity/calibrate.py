@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from pe_core.data import Batch
-from pe_core.encodings import Encoding, LearnedTable, Sinusoidal
+from pe_core.encodings import EncodingOptions, LearnedTable, Sinusoidal
 from pe_core.model.config import (
     POOLINGS,
     PRECISIONS,
@@ -75,7 +75,7 @@ def random_case(number: int, steps: int) -> Case:
     draw = _Draw(derive(number, CALIBRATION))
     heads, length = draw.between(2, 4), draw.between(3, 24)
     layers = draw.one_of("first", "all")
-    encodings: tuple[Encoding, ...] = draw.one_of(
+    encodings: tuple[EncodingOptions, ...] = draw.one_of(
         (),
         (LearnedTable(length + 1, layers),),
         (Sinusoidal(layout=draw.one_of("interleaved", "half", "tensor2tensor"), layers=layers),),

@@ -141,16 +141,8 @@ def _traces(
 
 
 def _longest(config: ModelConfig) -> int:
-    return min(
-        [
-            DEFAULT_LENGTH,
-            *(
-                encoding.max_length
-                for encoding in config.encodings
-                if isinstance(encoding, LearnedTable)
-            ),
-        ]
-    )
+    limits = [encoding.length_limit for encoding in config.encodings]
+    return min([DEFAULT_LENGTH, *(limit for limit in limits if limit is not None)])
 
 
 def _noise(config: ModelConfig, seed: int) -> Sequences:

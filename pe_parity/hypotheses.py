@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Final, get_args
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from pe_core.encodings import Layers, Layout, LearnedTable, Sinusoidal
+from pe_core.encodings import EncodingOptions
 from pe_core.model.config import LAYER_NORM_EPSILON, ModelConfig
 from pe_core.model.positions import resolve_positions
 from pe_parity.padding import part
@@ -151,13 +151,12 @@ def _positions(variant: PerturbedReference) -> Iterator[Hypothesis]:
     for shift in SHIFTS if variant.config.encodings else ():
         positions = counted + shift
         for encoding in variant.config.encodings:
-            if isinstance(encoding, LearnedTable):
+            limit = encoding.length_limit
+            if limit is not None:
                 # An index past the end stops at the end, as jax has it; one before the start counts
                 # from the end.
                 positions = np.where(
-                    positions < 0,
-                    positions % encoding.max_length,
-                    np.minimum(positions, encoding.max_length - 1),
+                    positions < 0, positions % limit, np.minimum(positions, limit - 1)
                 )
         yield Hypothesis(
             f"positions are off by {shift}: the first step has position {shift}, not 0",
@@ -269,28 +268,28 @@ def _packed(variant: PerturbedReference, layer: str) -> Iterator[Hypothesis]:
             )
 
 
+def _other_choices(encoding: EncodingOptions) -> Iterator[tuple[str, str]]:
+    """Yield every option that is a choice of names, with each name that was not chosen."""
+    for option, hint in get_type_hints(type(encoding)).items():
+        if get_origin(hint) is Literal:
+            for value in get_args(hint):
+                if value != getattr(encoding, option):
+                    yield option, value
+
+
 def _configs(variant: PerturbedReference) -> Iterator[Hypothesis]:
     encodings = variant.config.encodings
     if encodings:
         yield Hypothesis("no positional encoding is added", _config(variant, encodings=()))
     for index, encoding in enumerate(encodings):
         before, after = encodings[:index], encodings[index + 1 :]
-        other: Layers = "first" if encoding.layers == "all" else "all"
-        where = "before the first layer only" if other == "first" else "again before every layer"
-        yield Hypothesis(
-            f"encodings.{index} is added {where}",
-            _config(variant, encodings=(*before, replace(encoding, layers=other), *after)),
-        )
-        for layout in get_args(Layout):
-            if isinstance(encoding, Sinusoidal) and layout != encoding.layout:
-                text = (
-                    f"the sinusoids of encodings.{index} have the layout {layout!r}, not "
-                    f"{encoding.layout!r}"
-                )
-                yield Hypothesis(
-                    text,
-                    _config(variant, encodings=(*before, replace(encoding, layout=layout), *after)),
-                )
+        for option, value in _other_choices(encoding):
+            text = (
+                f"encodings.{index} ({encoding.name}) has {option} {value!r}, not "
+                f"{getattr(encoding, option)!r}"
+            )
+            other: Any = replace(encoding, **{option: value})  # type: ignore[type-var]
+            yield Hypothesis(text, _config(variant, encodings=(*before, other, *after)))
     root = math.sqrt(variant.config.d_model)
     text = (
         "the input is multiplied by sqrt(d_model) before the encoding is added (Vaswani et "

@@ -15,7 +15,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from pe_core.encodings import LearnedTable
 from pe_core.errors import UserValueError
 from pe_core.model.config import ModelConfig, Tokens
 from pe_core.model.inputs import Described, check_call, require_positions_fit, require_tokens_fit
@@ -166,5 +165,5 @@ def _check_inputs(config: ModelConfig, inputs: np.ndarray, mask: np.ndarray | No
     if isinstance(config.inputs, Tokens):
         require_tokens_fit(config.inputs.vocab_size, int(inputs.min()), int(inputs.max()))
     for encoding in config.encodings:
-        if isinstance(encoding, LearnedTable):
-            require_positions_fit(encoding, 0, inputs.shape[1] - 1)
+        if encoding.length_limit is not None:
+            require_positions_fit(encoding.length_limit, 0, inputs.shape[1] - 1)

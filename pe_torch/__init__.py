@@ -1,17 +1,18 @@
 """Positional encodings and a sequence classifier in PyTorch."""
 
-from pe_core import (
-    ComputeConfig,
-    Features,
-    LearnedTable,
-    ModelConfig,
-    Sinusoidal,
-    Tokens,
-    TrainConfig,
-)
+from pe_core.encodings import LearnedTable, Rotary, Sinusoidal, T5Bias
+from pe_core.model.config import ComputeConfig, Features, ModelConfig, Tokens
+from pe_core.training.config import TrainConfig
 from pe_torch.encoder import Encoder, SequenceClassifier
-from pe_torch.encodings import LearnedTableEncoding, SinusoidalEncoding
+from pe_torch.encodings import (
+    LearnedTableEncoding,
+    RotaryEncoding,
+    SinusoidalEncoding,
+    T5BiasEncoding,
+    register,
+)
 from pe_torch.optimizer import Adam
+from pe_torch.self_attention import SelfAttention
 from pe_torch.stock_optimizer import export_adam, import_adam
 from pe_torch.weights import from_arrays, load, save, to_arrays
 
@@ -23,15 +24,21 @@ __all__ = [
     "LearnedTable",
     "LearnedTableEncoding",
     "ModelConfig",
+    "Rotary",
+    "RotaryEncoding",
+    "SelfAttention",
     "SequenceClassifier",
     "Sinusoidal",
     "SinusoidalEncoding",
+    "T5Bias",
+    "T5BiasEncoding",
     "Tokens",
     "TrainConfig",
     "export_adam",
     "from_arrays",
     "import_adam",
     "load",
+    "register",
     "save",
     "to_arrays",
 ]

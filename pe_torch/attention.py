@@ -1,111 +1,176 @@
-"""Scaled dot-product attention for a block of queries against all keys, in plain operations."""
+"""Scaled dot-product attention in plain operations, for a block of query rows at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final, cast
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from pe_core.model.config import MASKED_LOGIT, ComputeConfig, ModelConfig
-from pe_torch.dropout import Drop
+from pe_core.encodings import Sizes
+from pe_core.model.config import MASKED_LOGIT, ComputeConfig
+from pe_torch.call import Call
+from pe_torch.encodings.kinds import (
+    Additive,
+    Contextual,
+    Encoding,
+    LogitBias,
+    QueryKey,
+    Steps,
+    Terms,
+)
 from pe_torch.layers import Linear
-
-Taps = dict[str, Any]
+from pe_torch.positions import Rows
 
 # Float32 numbers in the widest vector of a CPU.
 SHORT_ROW: Final = 16
 
 
 def attend(
-    query: Float[Tensor, "batch heads queries d_head"],
-    key: Float[Tensor, "batch heads keys d_head"],
-    value: Float[Tensor, "batch heads keys d_head"],
-    allowed: Bool[Tensor, "#batch 1 #queries keys"] | None,
-    dropout: Callable[[Tensor], Tensor],
-    tap: Callable[[str, Tensor], None] | None = None,
-) -> Float[Tensor, "batch heads queries d_head"]:
-    """Return the mixed values; logits and softmax are float32 (float64 for float64 inputs), and a
-    query without a key gets zeros.
+    query: Float[Tensor, "batch heads length width"],
+    key: Float[Tensor, "batch heads length width"],
+    value: Float[Tensor, "batch heads length d_head"],
+    scale: float,
+    call: Call,
+    biases: Sequence[LogitBias] = (),
+    terms: Sequence[Terms] = (),
+    rows_per_block: int | None = None,
+) -> Float[Tensor, "batch heads length d_head"]:
+    """Return the mixed values. Logits and softmax are float32 (float64 for float64 inputs), and a
+    query that sees no key gets zeros.
 
     Args:
-        query: a block of queries.
-        key: all keys.
-        value: all values.
-        allowed: True where a query may see a key; None allows all.
-        dropout: applied to the weights.
-        tap: receives "logits", "weights" and "mixed".
+        query: mapped, not scaled; of any width.
+        key: mapped.
+        value: of each step.
+        scale: of the product of query and key.
+        call: positions, masks and taps; "logits", "weights" and "mixed" are tapped where all rows
+            are one block.
+        biases: added to the logits.
+        terms: added to the logits and the mixed values.
+        rows_per_block: query rows at a time; each block is computed again in the backward pass.
     """
+    length = query.shape[2]
     exact = query.dtype if query.dtype == torch.float64 else torch.float32
-    logits = (query.to(exact) * query.shape[-1] ** -0.5) @ key.to(exact).transpose(-1, -2)
-    if tap is not None:
+    query, key = query.to(exact) * scale, key.to(exact).transpose(-1, -2)
+    whole = rows_per_block is None or rows_per_block >= length
+
+    def tap(name: str, array: Tensor) -> None:
+        if whole:
+            call.tap_layer(f"attention.{name}", array)
+
+    def block(rows: Rows) -> Tensor:
+        scores = logits = rows.of(query, 2) @ key
+        bias = scores.new_zeros(())
+        if biases:
+            here = call.positions.rows(rows)
+            for item in biases:
+                bias = bias + item.bias(here, call.positions).to(exact)
+            logits = logits + bias
+        for term in terms:
+            if term.logits is not None:
+                logits = logits + term.logits(rows, scores, bias)
         tap("logits", logits)
-    if allowed is not None:
-        logits = logits.masked_fill(~allowed, MASKED_LOGIT)
-    weights = _softmax(logits)
-    if allowed is not None:
-        weights = weights * allowed.any(dim=-1, keepdim=True)
-    if tap is not None:
+        visible = call.visible(rows)
+        weights = _softmax(logits, visible)
         tap("weights", weights)
-    mixed = dropout(weights).to(value.dtype) @ value
-    if tap is not None:
+        dropped = call.drop(weights, "attention_weights", rows).to(value.dtype)
+        mixed = dropped @ value
+        for term in terms:
+            if term.mix is not None:
+                mixed = mixed + term.mix(rows, dropped, visible)
         tap("mixed", mixed)
-    return mixed
+        return mixed
+
+    return by_blocks(block, length, None if whole else rows_per_block)
 
 
-def _softmax(logits: Tensor) -> Tensor:
-    """Softmax over the last axis; torch's kernel on a CPU takes a row shorter than its vectors
-    number by number, three times as slow.
-    """
+def by_blocks(
+    block: Callable[[Rows], Tensor], length: int, rows_per_block: int | None
+) -> Float[Tensor, "batch heads length d_head"]:
+    """Return the rows of all blocks, one after the other; the last block may be shorter."""
+    if rows_per_block is None:
+        return block(Rows(0, length))
+    every = [
+        Rows(start, min(rows_per_block, length - start))
+        for start in range(0, length, rows_per_block)
+    ]
+    return torch.cat([checkpoint(block, rows, use_reentrant=False) for rows in every], dim=2)
+
+
+def _softmax(
+    logits: Float[Tensor, "batch heads rows keys"],
+    visible: Bool[Tensor, "#batch 1 #rows keys"] | None,
+) -> Float[Tensor, "batch heads rows keys"]:
+    """Return the softmax over the visible keys, zeros where there is none."""
+    if visible is not None:
+        logits = logits.masked_fill(~visible, MASKED_LOGIT)
     if logits.shape[-1] >= SHORT_ROW:
-        return logits.softmax(dim=-1)
-    powers = (logits - logits.detach().amax(dim=-1, keepdim=True)).exp()
-    return powers / powers.sum(dim=-1, keepdim=True)
+        weights = logits.softmax(dim=-1)
+    else:
+        # torch's kernel on a CPU takes a row shorter than its vectors number by number, three times
+        # as slow.
+        powers = (logits - logits.detach().amax(dim=-1, keepdim=True)).exp()
+        weights = powers / powers.sum(dim=-1, keepdim=True)
+    return weights if visible is None else weights * visible.any(dim=-1, keepdim=True)
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention: one product for query, key and value, heads side by side."""
+class Attention(nn.Module):
+    """Multi-head self-attention: one product for query, key and value, heads side by side.
 
-    def __init__(self, config: ModelConfig, *, compute: ComputeConfig) -> None:
+    Args:
+        sizes: width of a step and number of heads.
+        bias: biases on query, key and value.
+        compute: how it is computed.
+    """
+
+    def __init__(self, sizes: Sizes, *, bias: bool, compute: ComputeConfig) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
-        self.qkv = Linear(
-            config.d_model, 3 * config.d_model, bias=config.attention_bias, compute=compute
-        )
-        self.out = Linear(config.d_model, config.d_model, compute=compute)
+        self.sizes = sizes
+        self.rows_per_block = compute.rows_per_block
+        self.qkv = Linear(sizes.d_model, 3 * sizes.d_model, bias=bias, compute=compute)
+        self.out = Linear(sizes.d_model, sizes.d_model, compute=compute)
+
+    def project(self, x: Float[Tensor, "*batch length d_model"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query, key and value, (*batch, heads, length, d_head) each."""
+        parts = self.qkv(x).unflatten(-1, (3, self.sizes.num_heads, self.sizes.d_head))
+        query, key, value = parts.movedim(-3, 0).transpose(-2, -3)
+        return query, key, value
 
     def forward(
         self,
         x: Float[Tensor, "batch length d_model"],
-        allowed: Bool[Tensor, "#batch 1 #length length"] | None,
-        drop: Drop,
-        layer: int,
-        taps: Taps | None,
+        call: Call,
+        encodings: Sequence[Encoding],
     ) -> Float[Tensor, "batch length d_model"]:
-        """Return the attended steps."""
-        batch, length, width = x.shape
-        query, key, value = (
-            self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        )
+        """Return the attended steps.
 
-        def tap(name: str, array: Tensor) -> None:
-            if taps is not None:
-                taps[f"layers.{layer}.attention.{name}"] = array
-
-        if taps is not None:
-            tap("query", query)
-            tap("key", key)
-            tap("value", value)
-        mixed = attend(
-            query,
-            key,
-            value,
-            allowed,
-            lambda weights: drop(weights, "attention_weights", layer),
-            None if taps is None else tap,
-        )
-        output = cast(Tensor, self.out(mixed.transpose(1, 2).reshape(batch, length, width)))
-        tap("output", output)
+        Args:
+            x: steps.
+            call: what the layers share.
+            encodings: that act in this layer; an additive one acts on what attention reads.
+        """
+        for item in encodings:
+            if isinstance(item, Additive):
+                x = call.positions.restore(item.add(x, call.positions), x)
+        query, key, value = self.project(x)
+        call.tap_layer("attention.query", query)
+        call.tap_layer("attention.key", key)
+        call.tap_layer("attention.value", value)
+        scale = self.sizes.d_head**-0.5
+        for item in encodings:
+            scale *= item.options.factor(self.sizes)
+        steps = Steps(x, query, key, value, scale, self.project)
+        for item in encodings:
+            if isinstance(item, QueryKey):
+                query = item.map_query(query, call.positions)
+                key = item.map_key(key, call.positions)
+        biases = [item for item in encodings if isinstance(item, LogitBias)]
+        terms = [item.prepare(steps, call) for item in encodings if isinstance(item, Contextual)]
+        mixed = attend(query, key, value, scale, call, biases, terms, self.rows_per_block)
+        output: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        call.tap_layer("attention.output", output)
         return output

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from pe_core.model.random import (
     dropout_scale,
     dropout_threshold,
 )
+from pe_torch.positions import Rows
 
 # Keys of this many steps are drawn at once: Threefry costs a hundred small operations however few
 # keys it makes.
@@ -76,7 +77,12 @@ def _mix_(word: Tensor) -> Tensor:
 
 
 def dropout_keep(
-    key: Sequence[int], shape: tuple[int, ...], rate: float, device: torch.device | None = None
+    key: Sequence[int],
+    shape: tuple[int, ...],
+    rate: float,
+    device: torch.device | None = None,
+    *,
+    rows: tuple[int, int] | None = None,
 ) -> Tensor:
     """Return which elements are kept, a boolean tensor of the shape.
 
@@ -85,26 +91,49 @@ def dropout_keep(
         shape: of the tensor to drop from.
         rate: share of the elements to drop.
         device: where the tensor lies.
+        rows: (start, total) where the last axis but one holds a block of the rows of a whole: the
+            block has the bits that the whole has there.
     """
-    *rows, columns = shape
+    *lead, columns = shape
     per_row = (columns + 1) // 2
-    count, threshold = math.prod(rows) * per_row, dropout_threshold(rate) - DROPOUT_LEVELS // 2
+    count, threshold = math.prod(lead) * per_row, dropout_threshold(rate) - DROPOUT_LEVELS // 2
     keep = torch.empty(2 * count, dtype=torch.bool, device=device)
     for start in range(0, count, WORDS_PER_BLOCK):
-        words = torch.arange(
-            start, min(start + WORDS_PER_BLOCK, count), dtype=torch.int32, device=device
-        )
+        end = min(start + WORDS_PER_BLOCK, count)
+        words = torch.arange(start, end, dtype=torch.int32, device=device)
+        if rows is not None:
+            first, total = rows
+            block = lead[-1] * per_row
+            words += words.div(block, rounding_mode="floor") * (total * per_row - block)
+            words += first * per_row
         words = _mix_(_mix_(words.bitwise_xor_(key[0])).bitwise_xor_(key[1]))
-        torch.ge(words.view(torch.int16), threshold, out=keep[2 * start : 2 * (start + len(words))])
-    return keep.view(*rows, 2 * per_row)[..., :columns]
+        torch.ge(words.view(torch.int16), threshold, out=keep[2 * start : 2 * end])
+    return keep.view(*lead, 2 * per_row)[..., :columns]
 
 
-@runtime_checkable
-class Drop(Protocol):
-    """The dropout of one step."""
+class Masks(NamedTuple):
+    """The dropout of one call.
 
-    def __call__(self, x: Tensor, place: DropoutPlace, layer: int = 0) -> Tensor:
-        """Return x with elements dropped and the rest scaled up."""
+    Args:
+        rate: share of the elements to drop.
+        keys: two words for each place of the model.
+        native: draw from torch's generator instead of the shared hash.
+    """
+
+    rate: float
+    keys: list[list[int]]
+    native: bool = False
+
+    def drop(self, x: Tensor, place: DropoutPlace, layer: int, rows: Rows | None = None) -> Tensor:
+        """Return x with elements dropped and the rest scaled up; see `Call.drop`."""
+        if self.native:
+            return functional.dropout(x, self.rate)
+        key = self.keys[dropout_place(place, layer)]
+        part = None
+        if rows is not None and rows.size < x.shape[-1]:
+            part = (rows.start, x.shape[-1])
+        keep = dropout_keep(key, tuple(x.shape), self.rate, x.device, rows=part)
+        return x * keep.to(x.dtype).mul_(dropout_scale(self.rate))
 
 
 class Dropout(nn.Module):
@@ -130,29 +159,23 @@ class Dropout(nn.Module):
         self._first_step = -1
         self._keys: list[list[list[int]]] = []
 
-    def begin(self, step: int | None) -> Drop:
-        """Return the dropout of a training step, which keeps everything in evaluation; None takes
-        the step after the last one.
+    def begin(self, step: int | None) -> Masks | None:
+        """Return the masks of a training step; None, which keeps everything, in evaluation.
+
+        Args:
+            step: number of the training step; the one after the last when None.
         """
         if not self.training or self.rate == 0.0:
-            return _keep_all
+            return None
         if step is None:
             step = self.next_step
             self.next_step = step + 1
         if self.native:
-            return lambda x, place, layer=0: functional.dropout(x, self.rate)
+            return Masks(self.rate, [], native=True)
         block = step - step % STEPS_PER_DRAW
         if block != self._first_step:
             self._first_step, self._keys = block, self._draw(block)
-        keys = self._keys[step - block]
-
-        def drop(x: Tensor, place: DropoutPlace, layer: int = 0) -> Tensor:
-            keep = dropout_keep(
-                keys[dropout_place(place, layer)], tuple(x.shape), self.rate, x.device
-            )
-            return x * keep.to(x.dtype).mul_(dropout_scale(self.rate))
-
-        return drop
+        return Masks(self.rate, self._keys[step - block])
 
     def _draw(self, first_step: int) -> list[list[list[int]]]:
         key = torch.tensor(
@@ -166,7 +189,3 @@ class Dropout(nn.Module):
             fold_in(key, steps)[:, None], places.expand(len(steps), -1)
         ).tolist()
         return keys
-
-
-def _keep_all(x: Tensor, place: DropoutPlace, layer: int = 0) -> Tensor:
-    return x

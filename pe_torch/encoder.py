@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pe_core.model.config import ComputeConfig, Features, ModelConfig
 from pe_core.model.initial import draw
-from pe_core.model.inputs import Described, check_call
+from pe_core.model.inputs import check_call
 from pe_core.model.parameters import encoder_parameters, parameters
-from pe_torch.attention import SelfAttention, Taps
-from pe_torch.dropout import Drop, Dropout
-from pe_torch.encodings import LearnedTableEncoding, SinusoidalEncoding, make_encoding
+from pe_torch.attention import Attention
+from pe_torch.call import Call, Taps
+from pe_torch.dropout import Dropout
+from pe_torch.encodings import Additive, Encoding, PerLayer, make_encoding
 from pe_torch.layers import LayerNorm, Linear, Table
-from pe_torch.layout import put_arrays
+from pe_torch.layout import describe, described, put_arrays
 from pe_torch.pooling import Pool
-from pe_torch.positions import count_positions, real_steps
+from pe_torch.positions import Positions, locate, real_steps
 
 
 class FeedForward(nn.Module):
@@ -31,58 +33,53 @@ class FeedForward(nn.Module):
         self.up = Linear(config.d_model, config.width_inside, compute=compute)
         self.down = Linear(config.width_inside, config.d_model, compute=compute)
 
-    def forward(self, x: Tensor, drop: Drop, layer: int, taps: Taps | None) -> Tensor:
-        """Return the transformed steps, (batch, length, d_model)."""
+    def forward(
+        self, x: Float[Tensor, "batch length d_model"], call: Call
+    ) -> Float[Tensor, "batch length d_model"]:
+        """Return the transformed steps."""
         hidden = self.up(x)
-        hidden = (
-            functional.relu(hidden)
-            if self.activation == "relu"
-            else functional.gelu(hidden, approximate="none")
-        )
-        output = cast(Tensor, self.down(drop(hidden, "feed_forward_hidden", layer)))
-        if taps is not None:
-            taps[f"layers.{layer}.feed_forward.hidden"] = hidden
-            taps[f"layers.{layer}.feed_forward.output"] = output
+        if self.activation == "relu":
+            hidden = functional.relu(hidden)
+        else:
+            hidden = functional.gelu(hidden, approximate="none")
+        output = cast(Tensor, self.down(call.drop(hidden, "feed_forward_hidden")))
+        call.tap_layer("feed_forward.hidden", hidden)
+        call.tap_layer("feed_forward.output", output)
         return output
 
 
 class Block(nn.Module):
     """One layer: attention and feed-forward, each with its norm and its residual."""
 
-    def __init__(self, config: ModelConfig, layer: int, *, compute: ComputeConfig) -> None:
+    def __init__(self, config: ModelConfig, *, compute: ComputeConfig) -> None:
         super().__init__()
-        self.layer = layer
         self.pre_norm = config.norm == "pre"
         self.norm1 = LayerNorm(config.d_model, compute=compute)
-        self.attention = SelfAttention(config, compute=compute)
+        self.attention = Attention(config.sizes, bias=config.attention_bias, compute=compute)
         self.norm2 = LayerNorm(config.d_model, compute=compute)
         self.feed_forward = FeedForward(config, compute=compute)
 
     def forward(
         self,
         x: Float[Tensor, "batch length d_model"],
-        allowed: Bool[Tensor, "#batch 1 #length length"] | None,
-        drop: Drop,
-        taps: Taps | None,
+        call: Call,
+        encodings: Sequence[Encoding],
     ) -> Float[Tensor, "batch length d_model"]:
-        """Return the steps after this layer."""
-        layer = self.layer
-        inner = self._norm("norm1", x, taps) if self.pre_norm else x
-        x = x + drop(self.attention(inner, allowed, drop, layer, taps), "attention_output", layer)
+        """Return the steps after this layer; `encodings` are those that act in its attention."""
+        inner = self._norm("norm1", x, call) if self.pre_norm else x
+        x = x + call.drop(self.attention(inner, call, encodings), "attention_output")
         if not self.pre_norm:
-            x = self._norm("norm1", x, taps)
-        inner = self._norm("norm2", x, taps) if self.pre_norm else x
-        x = x + drop(self.feed_forward(inner, drop, layer, taps), "feed_forward_output", layer)
+            x = self._norm("norm1", x, call)
+        inner = self._norm("norm2", x, call) if self.pre_norm else x
+        x = x + call.drop(self.feed_forward(inner, call), "feed_forward_output")
         if not self.pre_norm:
-            x = self._norm("norm2", x, taps)
-        if taps is not None:
-            taps[f"layers.{layer}.output"] = x
+            x = self._norm("norm2", x, call)
+        call.tap_layer("output", x)
         return x
 
-    def _norm(self, name: str, x: Tensor, taps: Taps | None) -> Tensor:
+    def _norm(self, name: str, x: Tensor, call: Call) -> Tensor:
         x = cast(Tensor, getattr(self, name)(x))
-        if taps is not None:
-            taps[f"layers.{self.layer}.{name}"] = x
+        call.tap_layer(name, x)
         return x
 
 
@@ -91,18 +88,23 @@ class Encoder(nn.Module):
 
     Args:
         config: what the model is; pooling and head are left out.
-        seed: of the initial weights and the dropout.
+        seed: of the initial parameters and the dropout.
         compute: how it is computed.
+
+    Example:
+        >>> import torch
+        >>> from pe_torch import Encoder, Features, ModelConfig, Rotary
+        >>> config = ModelConfig(inputs=Features(3), num_classes=2, encodings=(Rotary(),))
+        >>> encoder = Encoder(config, seed=0).eval()
+        >>> encoder(torch.zeros(4, 10, 3)).shape
+        torch.Size([4, 10, 64])
     """
 
     def __init__(
         self, config: ModelConfig, *, seed: int = 0, compute: ComputeConfig | None = None
     ) -> None:
         super().__init__()
-        self._build(config, seed, compute or ComputeConfig())
-        put_arrays(self, draw(encoder_parameters(config), seed))
-
-    def _build(self, config: ModelConfig, seed: int, compute: ComputeConfig) -> None:
+        compute = compute or ComputeConfig()
         self.config = config
         self.compute = compute
         if isinstance(config.inputs, Features):
@@ -112,10 +114,13 @@ class Encoder(nn.Module):
         else:
             self.input = Table(config.inputs.vocab_size, config.d_model, compute=compute)
         self.encodings = nn.ModuleList(
-            make_encoding(options, config.d_model, compute=compute) for options in config.encodings
+            make_encoding(
+                options, config.sizes, num_layers=config.num_layers, seed=seed, compute=compute
+            )
+            for options in config.encodings
         )
         self.layers = nn.ModuleList(
-            Block(config, n, compute=compute) for n in range(config.num_layers)
+            Block(config, compute=compute) for _ in range(config.num_layers)
         )
         self.norm = LayerNorm(config.d_model, compute=compute) if config.norm == "pre" else None
         self.dropout = Dropout(
@@ -124,191 +129,181 @@ class Encoder(nn.Module):
             seed=seed,
             native=compute.dropout_rng == "native",
         )
+        put_arrays(self, draw(encoder_parameters(config), seed))
 
     def forward(
         self,
-        x: Tensor,
+        x: Num[Tensor, "batch length *num_features"],
         *,
-        mask: Tensor | None = None,
-        positions: Tensor | None = None,
-        segment_ids: Tensor | None = None,
+        mask: Bool[Tensor, "batch length"] | None = None,
+        positions: Num[Tensor, "*batch length"] | None = None,
+        segment_ids: Int[Tensor, "batch length"] | None = None,
+        front: Float[Tensor, " d_model"] | None = None,
         taps: Taps | None = None,
         dropout_step: int | None = None,
-    ) -> Tensor:
-        """Return the encoded steps, (batch, length, d_model); those of padded steps are finite and
-        mean nothing.
+    ) -> Float[Tensor, "batch length d_model"]:
+        """Return the encoded steps; those of padded steps are finite and mean nothing.
 
         Args:
             x: (batch, length, num_features) features or (batch, length) tokens.
-            mask: (batch, length) bool, True for real steps; None when all are.
+            mask: True for real steps; None when all are.
             positions: (length,) or (batch, length), integer or floating point; counted per sequence
                 when None.
-            segment_ids: (batch, length) integers for packed sequences, runs of equal numbers, 0 for
-                padding.
+            segment_ids: for packed sequences, runs of equal numbers, 0 for padding.
+            front: a step without a position that is put in front of every sequence.
             taps: receives the named intermediates.
             dropout_step: the training step whose dropout applies; counted when None. Without effect
                 in evaluation.
 
         Raises:
-            ValueError, TypeError: one line with the rule, the value and the remedy.
+            UserValueError, UserTypeError: one line with the rule, the value and the remedy.
         """
-        self._check(x, mask, positions, segment_ids)
-        return self._encode(x, mask, positions, segment_ids, taps, dropout_step, None)
-
-    def _check(
-        self, x: Tensor, mask: Tensor | None, positions: Tensor | None, segment_ids: Tensor | None
-    ) -> None:
         check_call(
-            self.config,
-            _describe(x),
-            *(None if item is None else _describe(item) for item in (mask, positions, segment_ids)),
+            self.config, described(x), describe(mask), describe(positions), describe(segment_ids)
         )
-
-    def _encode(
-        self,
-        x: Tensor,
-        mask: Tensor | None,
-        positions: Tensor | None,
-        segment_ids: Tensor | None,
-        taps: Taps | None,
-        dropout_step: int | None,
-        cls: Tensor | None,
-    ) -> Tensor:
-        dtype = getattr(torch, self.compute.array_dtype)
-        drop = self.dropout.begin(dropout_step)
         real = real_steps(mask, segment_ids)
-        implicit = positions is None
-        if positions is None and real is not None and len(self.encodings):
-            positions = count_positions(real, segment_ids)
-        if isinstance(self.input, Linear):
-            x = x.to(dtype)
-            state = self.input(x if real is None else x.masked_fill(~real[..., None], 0.0)).to(
-                dtype
-            )
+        state = self._embed(x, real)
+        if len(self.encodings):
+            steps = locate(state, positions, real, segment_ids)
         else:
-            state = self.input(x if real is None else x.masked_fill(~real, 0))
-        if taps is not None:
-            taps["input"] = state
-        for encoding in self._encodings():
-            state = encoding.add(state, positions, implicit=implicit)
-        if cls is not None:
-            state = torch.cat([cls.expand(len(state), 1, -1), state], dim=1)
+            steps = Positions(state, segments=segment_ids)
+        call = Call(steps, real, self.dropout.begin(dropout_step), taps)
+        call.tap("input", state)
+        state = self._add_encodings(state, steps, 0)
+        if front is not None:
+            # A step in front is real and has no position.
+            state = torch.cat([front.expand(state.shape[0], 1, -1), state], dim=1)
             real = None if real is None else functional.pad(real, (1, 0), value=True)
-        if taps is not None:
-            taps["encoding"] = state
-        state = drop(state, "input")
-
-        allowed = None if real is None else real[:, None, None, :]
-        if segment_ids is not None and allowed is not None:
-            allowed = allowed & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
+            call = call._replace(
+                positions=steps.behind(1) if len(self.encodings) else steps, real=real
+            )
+        call.tap("encoding", state)
+        state = call.drop(state, "input")
         for n, layer in enumerate(self.layers):
-            if n > 0:
-                state = self._add_again(
-                    state, positions, implicit, n, taps, front=0 if cls is None else 1
-                )
-            state = layer(state, allowed, drop, taps)
+            call = call._replace(layer=n)
+            if n > 0 and self._adds_before(n):
+                ahead = 0 if front is None else 1
+                behind = self._add_encodings(state[:, ahead:], steps, n)
+                state = torch.cat([state[:, :ahead], behind], dim=1) if ahead else behind
+                call.tap_layer("encoding", state)
+            state = layer(state, call, self._in_attention(n))
         if self.norm is not None:
             state = self.norm(state)
-            if taps is not None:
-                taps["norm"] = state
-        return cast(Tensor, state)
-
-    def _encodings(self) -> list[LearnedTableEncoding | SinusoidalEncoding]:
-        return cast(list[LearnedTableEncoding | SinusoidalEncoding], list(self.encodings))
-
-    def _add_again(
-        self,
-        state: Tensor,
-        positions: Tensor | None,
-        implicit: bool,
-        n: int,
-        taps: Taps | None,
-        front: int,
-    ) -> Tensor:
-        """Add the encodings that every layer gets; the trained step in front has no position."""
-        again = [encoding for encoding in self._encodings() if encoding.options.layers == "all"]
-        if not again:
-            return state
-        steps = state[:, front:]
-        for encoding in again:
-            steps = encoding.add(steps, positions, implicit=implicit)
-        state = torch.cat([state[:, :front], steps], dim=1) if front else steps
-        if taps is not None:
-            taps[f"layers.{n}.encoding"] = state
+            call.tap("norm", state)
         return state
 
+    def _embed(self, x: Tensor, real: Tensor | None) -> Tensor:
+        """Return the steps (batch, length, d_model); what padding holds does not enter."""
+        dtype = getattr(torch, self.compute.array_dtype)
+        if isinstance(self.input, Linear):
+            x = x.to(dtype)
+            x = x if real is None else x.masked_fill(~real[..., None], 0.0)
+        elif real is not None:
+            x = x.masked_fill(~real, 0)
+        return cast(Tensor, self.input(x)).to(dtype)
 
-class SequenceClassifier(Encoder):
+    def _adds_before(self, layer: int) -> bool:
+        return any(
+            isinstance(item, Additive) and item.options.acts_before(layer)
+            for item in self._encodings(layer)
+        )
+
+    def _add_encodings(self, steps: Tensor, positions: Positions, layer: int) -> Tensor:
+        """Add the encodings that act on the steps before a layer; none is in front."""
+        for item in self._encodings(layer):
+            if isinstance(item, Additive) and item.options.acts_before(layer):
+                steps = item.add(steps, positions)
+        return steps
+
+    def _in_attention(self, layer: int) -> list[Encoding]:
+        return [item for item in self._encodings(layer) if not isinstance(item, Additive)]
+
+    def _encodings(self, layer: int) -> list[Encoding]:
+        return [cast(Encoding | PerLayer, item).for_layer(layer) for item in self.encodings]
+
+
+class SequenceClassifier(nn.Module):
     """A sequence to the logits of its classes: encoder, pooling, head.
 
     Args:
         config: what the model is.
-        seed: of the initial weights and the dropout.
+        seed: of the initial parameters and the dropout.
         compute: how it is computed.
+
+    Example:
+        >>> import torch
+        >>> from pe_torch import Features, LearnedTable, ModelConfig, SequenceClassifier
+        >>> table = LearnedTable(max_length=10)
+        >>> config = ModelConfig(inputs=Features(3), num_classes=2, encodings=(table,))
+        >>> model = SequenceClassifier(config, seed=0).eval()
+        >>> model(torch.zeros(4, 10, 3)).shape
+        torch.Size([4, 2])
     """
 
     def __init__(
         self, config: ModelConfig, *, seed: int = 0, compute: ComputeConfig | None = None
     ) -> None:
-        nn.Module.__init__(self)
+        super().__init__()
         compute = compute or ComputeConfig()
-        self._build(config, seed, compute)
-        self.cls = (
-            nn.Parameter(torch.empty(config.d_model, dtype=getattr(torch, compute.array_dtype)))
-            if config.pooling == "cls"
-            else None
-        )
+        self.encoder = Encoder(config, seed=seed, compute=compute)
+        empty = torch.empty(config.d_model, dtype=getattr(torch, compute.array_dtype))
+        self.cls = nn.Parameter(empty) if config.pooling == "cls" else None
         self.pooling = Pool(config, compute=compute)
         self.head = Linear(config.d_model, config.num_classes, compute=compute)
-        put_arrays(self, draw(parameters(config), seed))
+        inner = {item.name for item in encoder_parameters(config)}
+        own = tuple(item for item in parameters(config) if item.name not in inner)
+        put_arrays(self, draw(own, seed))
+
+    @property
+    def config(self) -> ModelConfig:
+        """What the model is."""
+        return self.encoder.config
+
+    @property
+    def compute(self) -> ComputeConfig:
+        """How it is computed."""
+        return self.encoder.compute
 
     def forward(
         self,
-        x: Tensor,
+        x: Num[Tensor, "batch length *num_features"],
         *,
-        mask: Tensor | None = None,
-        positions: Tensor | None = None,
-        segment_ids: Tensor | None = None,
+        mask: Bool[Tensor, "batch length"] | None = None,
+        positions: Num[Tensor, "*batch length"] | None = None,
+        segment_ids: Int[Tensor, "batch length"] | None = None,
         num_segments: int | None = None,
         taps: Taps | None = None,
         dropout_step: int | None = None,
-    ) -> Tensor:
+    ) -> Float[Tensor, "batch *num_segments num_classes"]:
         """Return the logits, (batch, num_classes), or (batch, num_segments, num_classes) where
         segment_ids are given.
 
         Args:
             x: (batch, length, num_features) features or (batch, length) tokens.
-            mask: (batch, length) bool, True for real steps; None when all are.
+            mask: True for real steps; None when all are.
             positions: (length,) or (batch, length), integer or floating point; counted per sequence
                 when None.
-            segment_ids: (batch, length) integers for packed sequences, runs of equal numbers 1, 2,
-                ..., 0 for padding.
+            segment_ids: for packed sequences, runs of equal numbers 1, 2, ..., 0 for padding.
             num_segments: the most segments in a row; read from segment_ids when None.
             taps: receives the named intermediates.
             dropout_step: the training step whose dropout applies; counted when None. Without effect
                 in evaluation.
 
         Raises:
-            ValueError, TypeError: one line with the rule, the value and the remedy.
+            UserValueError, UserTypeError: one line with the rule, the value and the remedy.
         """
-        self._check(x, mask, positions, segment_ids)
-        state = self._encode(x, mask, positions, segment_ids, taps, dropout_step, self.cls)
+        state = self.encoder(
+            x,
+            mask=mask,
+            positions=positions,
+            segment_ids=segment_ids,
+            front=self.cls,
+            taps=taps,
+            dropout_step=dropout_step,
+        )
         pooled = self.pooling(state, real_steps(mask, segment_ids), segment_ids, num_segments)
-        logits = self.head(pooled).to(state.dtype)
+        logits = cast(Tensor, self.head(pooled)).to(state.dtype)
         if taps is not None:
             taps["pooled"] = pooled
             taps["head"] = logits
-        return cast(Tensor, logits)
-
-
-def _describe(x: Tensor) -> Described:
-    kind = (
-        "f"
-        if x.dtype.is_floating_point
-        else "b"
-        if x.dtype == torch.bool
-        else "c"
-        if x.dtype.is_complex
-        else "i"
-    )
-    return Described(tuple(x.shape), kind, str(x.dtype))
+        return logits

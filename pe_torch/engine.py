@@ -15,6 +15,7 @@ from pe_core.model.config import ComputeConfig, ModelConfig
 from pe_core.model.parameters import parameters
 from pe_core.training.config import TrainConfig
 from pe_torch.encoder import SequenceClassifier
+from pe_torch.layout import canonical_variables
 from pe_torch.optimizer import make_optimizer
 from pe_torch.weights import load_arrays, to_arrays
 
@@ -99,7 +100,7 @@ class Engine:
         loss.backward()
         found = {
             name: weight.grad.cpu().numpy().copy()
-            for name, weight in self.model.named_parameters()
+            for name, (weight, _) in canonical_variables(self.model).items()
             if weight.grad is not None
         }
         self._drop_gradients()
@@ -123,11 +124,11 @@ class Engine:
         """Return weights, moments and the count of steps, `param/<name>`, `adam/m/<name>`,
         `adam/v/<name>`, `adam/count`.
         """
-        live = dict(self.model.named_parameters())
+        live = canonical_variables(self.model)
         arrays = {f"param/{name}": array for name, array in self.weights().items()}
         for kind, key in MOMENTS.items():
             for item in parameters(self.config):
-                moment = self.optimizer.state[live[item.name]].get(key)
+                moment = self.optimizer.state[live[item.name][0]].get(key)
                 arrays[f"adam/{kind}/{item.name}"] = (
                     np.zeros(item.shape, arrays[f"param/{item.name}"].dtype)
                     if moment is None
@@ -148,7 +149,7 @@ class Engine:
         count = int(arrays["adam/count"])
         for group in self.optimizer.param_groups:
             group["count"] = count
-        for name, weight in self.model.named_parameters():
+        for name, (weight, _) in canonical_variables(self.model).items():
             moments = {
                 key: torch.from_numpy(np.array(arrays[f"adam/{kind}/{name}"])).to(weight)
                 for kind, key in MOMENTS.items()

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pe_core.model.config import LAYER_NORM_EPSILON, ComputeConfig
+from pe_core.model.initial import draw
 from pe_core.model.inputs import require_tokens_fit
+from pe_core.model.laws import Parameter
 
 
 class Linear(nn.Module):
@@ -61,3 +63,19 @@ class LayerNorm(nn.Module):
         return functional.layer_norm(
             x, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPSILON
         )
+
+
+def initial_parameter(
+    item: Parameter, seed: int | None, compute: ComputeConfig | None
+) -> nn.Parameter:
+    """Return a parameter drawn from its initial law.
+
+    Args:
+        item: name, shape and law.
+        seed: the same values in both backends; None draws the seed from torch's own generator.
+        compute: its precision is that of the parameter; float32 when None.
+    """
+    if seed is None:
+        seed = int(torch.randint(1 << 62, (), device="cpu"))
+    array = draw((item,), seed)[item.name]
+    return nn.Parameter(torch.from_numpy(array.astype((compute or ComputeConfig()).array_dtype)))

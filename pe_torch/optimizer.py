@@ -13,6 +13,7 @@ from pe_core.model.config import ModelConfig
 from pe_core.model.parameters import parameters
 from pe_core.training.config import TrainConfig
 from pe_core.training.schedule import make_schedule
+from pe_torch.layout import canonical_variables
 
 
 class Adam(torch.optim.AdamW):
@@ -152,7 +153,7 @@ def parameter_groups(
     if weight_decay == 0.0:
         return [{"params": list(model.parameters()), "weight_decay": 0.0}]
     decaying = {item.name for item in parameters(config) if item.decay}
-    live = list(model.named_parameters())
+    live = [(name, weight) for name, (weight, _) in canonical_variables(model).items()]
     return [
         {
             "params": [weight for name, weight in live if name in decaying],

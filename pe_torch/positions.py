@@ -1,9 +1,64 @@
-"""Which steps are real, and where they stand; see `pe_core/model/positions.py`."""
+"""Which steps are real and where they stand, found once per call and cut by query rows."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 from jaxtyping import Bool
 from torch import Tensor
+from torch.nn import functional
+
+
+class Rows(NamedTuple):
+    """A block of query rows."""
+
+    start: int
+    size: int
+
+    def of(self, x: Tensor, axis: int) -> Tensor:
+        """Return these rows of x along an axis."""
+        return x.narrow(axis, self.start, self.size)
+
+
+class Positions(NamedTuple):
+    """Where the steps of a call stand.
+
+    Args:
+        values: (length,) or (batch, length), integer or floating point; 0 where a step has none.
+        placed: (batch, length) or (1, length), False for a trained step in front and for padding;
+            None when every step has a position.
+        segments: (batch, length) of packed sequences.
+        counted: the step at index i stands at i, up to one shift per segment.
+        bound: the values are known to lie in 0 .. bound - 1 without looking at them.
+    """
+
+    values: Tensor
+    placed: Tensor | None = None
+    segments: Tensor | None = None
+    counted: bool = False
+    bound: int | None = None
+
+    def rows(self, rows: Rows) -> Positions:
+        """Return the positions of a block of query rows."""
+        placed, segments = (
+            None if item is None else rows.of(item, -1) for item in (self.placed, self.segments)
+        )
+        return Positions(rows.of(self.values, -1), placed, segments, bound=self.bound)
+
+    def behind(self, front: int) -> Positions:
+        """Return the positions with so many steps in front, which have none."""
+        placed = self.placed
+        if placed is None:
+            placed = torch.ones(
+                1, self.values.shape[-1], dtype=torch.bool, device=self.values.device
+            )
+        values, placed = (functional.pad(item, (front, 0)) for item in (self.values, placed))
+        return self._replace(values=values, placed=placed)
+
+    def restore(self, new: Tensor, old: Tensor) -> Tensor:
+        """Return the new steps (batch, length, width), the old ones where there is no position."""
+        return new if self.placed is None else torch.where(self.placed[..., None], new, old)
 
 
 def real_steps(mask: Tensor | None, segment_ids: Tensor | None) -> Tensor | None:
@@ -16,11 +71,54 @@ def real_steps(mask: Tensor | None, segment_ids: Tensor | None) -> Tensor | None
 
 
 def count_positions(real: Bool[Tensor, "batch length"], segment_ids: Tensor | None) -> Tensor:
-    """Return the count of real steps before each step, per segment, and 0 for padded steps, (batch,
-    length).
+    """Return the count of real steps before each step, per segment, and 0 for padded steps,
+    (batch, length).
     """
     before = real.cumsum(dim=1) - real.long()
     if segment_ids is not None:
         starts = segment_ids.diff(dim=1, prepend=segment_ids[:, :1]) != 0
         before = before - (before * starts).cummax(dim=1).values
     return before * real
+
+
+def locate(
+    x: Tensor,
+    positions: Tensor | None,
+    real: Tensor | None,
+    segment_ids: Tensor | None,
+) -> Positions:
+    """Return where the steps of a call stand: at the given positions, else as counted.
+
+    Args:
+        x: (batch, length, ...) steps.
+        positions: (length,) or (batch, length); counted when None.
+        real: (batch, length) bool; None when all are real.
+        segment_ids: (batch, length) of packed sequences.
+    """
+    length = x.shape[1]
+    if positions is None:
+        if real is None:
+            return Positions(torch.arange(length, device=x.device), counted=True, bound=length)
+        return Positions(count_positions(real, segment_ids), real, segment_ids, bound=length)
+    if real is not None:
+        # What padding holds never matters.
+        positions = torch.where(real, positions, torch.zeros_like(positions))
+    return Positions(positions, real, segment_ids)
+
+
+def as_positions(positions: Tensor | Positions) -> Positions:
+    """Return positions given as an array, (length,) or (batch, length), as `Positions`."""
+    return positions if isinstance(positions, Positions) else Positions(positions)
+
+
+def offsets(queries: Positions, keys: Positions) -> Tensor:
+    """Return key position minus query position, (queries, keys) or (batch, queries, keys)."""
+    return keys.values[..., None, :] - queries.values[..., :, None]
+
+
+def zero_unplaced(x: Tensor, queries: Positions, keys: Positions) -> Tensor:
+    """Return x (..., queries, keys), over heads, with 0 where either step has no position."""
+    if queries.placed is None or keys.placed is None:
+        return x
+    pairs = queries.placed[..., :, None] & keys.placed[..., None, :]
+    return torch.where(pairs[..., None, :, :], x, 0.0)

@@ -15,6 +15,7 @@ from pe_core.model.parameters import parameters
 from pe_core.training.state import COUNT, WEIGHTS, state_parts
 from pe_torch.encoder import SequenceClassifier
 from pe_torch.engine import MOMENTS
+from pe_torch.layout import canonical_variables
 from pe_torch.optimizer import require_plain
 from pe_torch.weights import load_arrays, to_arrays
 
@@ -123,7 +124,7 @@ def _weights(
             "torch.optim.Adam or AdamW"
         )
     require_plain(optimizer.param_groups)
-    live = dict(model.named_parameters())
+    live = {name: weight for name, (weight, _) in canonical_variables(model).items()}
     names = {id(weight): name for name, weight in live.items()}
     held = set()
     for group in optimizer.param_groups:
@@ -137,9 +138,10 @@ def _weights(
                     "the model's;"
                     " make it over model.named_parameters()"
                 )
-            if label not in (None, names[id(weight)]):
+            saved = names[id(weight)] if label is None else label.removeprefix("encoder.")
+            if saved != names[id(weight)]:
                 raise UserValueError(
-                    f"the state of {names[id(weight)]} was saved for {label}; torch loads by index:"
+                    f"the state of {names[id(weight)]} was saved for {saved}; torch loads by index:"
                     " make the optimizer over the weights in the order that was saved"
                 )
             held.add(names[id(weight)])

@@ -76,17 +76,17 @@ def _scaled_by_d_model(attend: Any, query: Any, *rest: Any) -> Any:
     return attend(query * heads**-0.5, *rest)
 
 
-def _inverted_mask(attend: Any, query: Any, key: Any, value: Any, allowed: Any, *rest: Any) -> Any:
-    return attend(query, key, value, None if allowed is None else ~allowed, *rest)
+def _inverted_mask(softmax: Any, logits: Any, visible: Any) -> Any:
+    return softmax(logits, None if visible is None else ~visible)
 
 
-def _no_mask(attend: Any, query: Any, key: Any, value: Any, allowed: Any, *rest: Any) -> Any:
-    return attend(query, key, value, None, *rest)
+def _no_mask(softmax: Any, logits: Any, visible: Any) -> Any:
+    return softmax(logits, None)
 
 
-def _shifted_table(add: Any, encoding: Any, x: Any, positions: Any = None, **options: Any) -> Any:
+def _shifted_table(add: Any, encoding: Any, x: Any, positions: Any) -> Any:
     steps = torch.arange(x.shape[1]) if isinstance(x, torch.Tensor) else jnp.arange(x.shape[1])
-    return add(encoding, x, steps + 1)
+    return add(encoding, x, type(positions)(steps + 1))
 
 
 def _all_real(pool: Any, module: Any, x: Any, real: Any, *rest: Any) -> Any:
@@ -115,24 +115,20 @@ def _unbiased_variance(norm: Any, module: Any, x: Any) -> Any:
     return scaled * module.scale[...][lead] + module.bias[...][lead]
 
 
-def _twin_key(keep: Any, key: Any, shape: Any, *rest: Any) -> Any:
+def _twin_key(keep: Any, key: Any, shape: Any, *rest: Any, **options: Any) -> Any:
     other = (key[0] ^ 1, key[1])
-    return keep(jnp.stack(other) if isinstance(key, jax.Array) else other, shape, *rest)
+    return keep(jnp.stack(other) if isinstance(key, jax.Array) else other, shape, *rest, **options)
 
 
-def _unmasked_mean(empty: Any, query: Any, key: Any, value: Any, allowed: Any, *rest: Any) -> Any:
+def _unmasked_mean(softmax: Any, logits: Any, visible: Any) -> Any:
     """A row without a key averages all values, as `jax.nn.dot_product_attention` has it."""
-    return empty(
-        query,
-        key,
-        value,
-        None if allowed is None else allowed | ~allowed.any(dim=-1, keepdim=True),
-        *rest,
-    )
+    if visible is not None:
+        visible = visible | ~visible.any(dim=-1, keepdim=True)
+    return softmax(logits, visible)
 
 
-def _float32_softmax(softmax: Any, logits: torch.Tensor) -> torch.Tensor:
-    return softmax(logits.float()).to(logits.dtype)
+def _float32_softmax(softmax: Any, logits: torch.Tensor, visible: Any) -> torch.Tensor:
+    return softmax(logits.float(), visible).to(logits.dtype)
 
 
 def _padding_filled(fill: Any, x: torch.Tensor, where: torch.Tensor, value: float) -> torch.Tensor:
@@ -144,12 +140,9 @@ def _padding_counted(real: Any, segment_ids: Any) -> torch.Tensor:
     return torch.arange(real.shape[1]).expand(real.shape)
 
 
-def _once_only(add: Any, encoder: Any, state: Any, *rest: Any, **options: Any) -> Any:
+def _once_only(add: Any, encoder: Any, steps: Any, positions: Any, layer: int) -> Any:
     """An encoding that every layer should get goes to the first alone."""
-    taps = next(item for item in rest if isinstance(item, dict))
-    add(encoder, state, *rest, **options)
-    taps["layers.1.encoding"] = state
-    return state
+    return steps if layer else add(encoder, steps, positions, layer)
 
 
 def _halves(waves: Any, encoding: Any, positions: Any) -> torch.Tensor:
@@ -180,11 +173,11 @@ def _float32_norm(norm: Any, module: Any, x: torch.Tensor) -> torch.Tensor:
     )
 
 
-def _one_mask_for_all(keep: Any, key: Any, shape: Any, *rest: Any) -> Any:
+def _one_mask_for_all(keep: Any, key: Any, shape: Any, *rest: Any, **options: Any) -> Any:
     """One mask serves every sequence of the batch, as `nnx.MultiHeadAttention` has it by
     default.
     """
-    return keep(key, (1, *shape[1:]), *rest).expand(shape)
+    return keep(key, (1, *shape[1:]), *rest, **options).expand(shape)
 
 
 def _total(dot: Any, losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -251,7 +244,7 @@ MODEL_FAULTS = (
         "inverted mask",
         "torch",
         WEIGHTS,
-        around(pe_torch.attention, "attend", _inverted_mask),
+        around(pe_torch.attention, "_softmax", _inverted_mask),
         masked=True,
     ),
     Fault(
@@ -259,7 +252,7 @@ MODEL_FAULTS = (
         "mask forgotten",
         "torch",
         WEIGHTS,
-        around(pe_torch.attention, "attend", _no_mask),
+        around(pe_torch.attention, "_softmax", _no_mask),
         masked=True,
     ),
     Fault(
@@ -267,7 +260,7 @@ MODEL_FAULTS = (
         "empty row averages all",
         "torch",
         WEIGHTS,
-        around(pe_torch.attention, "attend", _unmasked_mean),
+        around(pe_torch.attention, "_softmax", _unmasked_mean),
         masked=True,
     ),
     Fault(
@@ -294,7 +287,7 @@ MODEL_FAULTS = (
         "padding counted",
         "torch",
         "encoding",
-        attribute(pe_torch.encoder, "count_positions", _padding_counted),
+        attribute(pe_torch.positions, "count_positions", _padding_counted),
         masked=True,
     ),
     Fault(
@@ -310,7 +303,7 @@ MODEL_FAULTS = (
         "in the first layer only",
         "torch",
         "layers.1.encoding",
-        around(TORCH, "_add_again", _once_only),
+        around(TORCH, "_add_encodings", _once_only),
         config="post",
     ),
     Fault(
@@ -443,7 +436,7 @@ MODEL_FAULTS = (
         "inverted mask",
         "flax",
         WEIGHTS,
-        around(pe_flax.attention, "attend", _inverted_mask),
+        around(pe_flax.attention, "_softmax", _inverted_mask),
         masked=True,
     ),
     Fault(

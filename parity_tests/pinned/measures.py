@@ -174,12 +174,14 @@ def masks(case: MaskCase) -> dict[str, str]:
     """The digest of a dropout mask: of the shared random numbers, and in both frameworks."""
     seed, step, place, layer, rate, shape = case
     key = derive(seed, DROPOUT, step, dropout_place(place, layer))
-    torch_drop = TorchDropout(rate, num_layers=3, seed=seed).train().begin(step)
-    flax_drop = FlaxDropout(rate, num_layers=3, seed=seed).begin(step)
+    torch_masks = TorchDropout(rate, num_layers=3, seed=seed).train().begin(step)
+    flax_masks = FlaxDropout(rate, num_layers=3, seed=seed).begin(step)
+    assert torch_masks is not None
+    assert flax_masks is not None
     kept = {
         "shared": dropout_keep(key, shape, rate),
-        "torch": torch_drop(torch.ones(shape), place, layer).numpy() != 0,
-        "flax": np.asarray(flax_drop(jnp.ones(shape), place, layer)) != 0,
+        "torch": torch_masks.drop(torch.ones(shape), place, layer).numpy() != 0,
+        "flax": np.asarray(flax_masks.drop(jnp.ones(shape), place, layer)) != 0,
     }
     return sha256_each(kept)
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Literal, TypeAlias
 
-from pe_core.encodings import ENCODINGS, Encoding, encoding_from_json, encoding_to_json
+from pe_core.encodings import (
+    EncodingOptions,
+    Sizes,
+    check_encodings,
+    encoding_from_json,
+    encoding_to_json,
+)
 from pe_core.errors import (
     UserTypeError,
     UserValueError,
@@ -81,7 +87,7 @@ class ModelConfig:
     num_heads: int = 4
     num_layers: int = 2
     d_ff: int | None = None
-    encodings: tuple[Encoding, ...] = ()
+    encodings: tuple[EncodingOptions, ...] = ()
     norm: Literal["pre", "post"] = "pre"
     activation: Literal["gelu", "relu"] = "gelu"
     attention_bias: bool = False
@@ -108,17 +114,17 @@ class ModelConfig:
                 f"d_model={max(1, round(self.d_model / self.num_heads)) * self.num_heads}"
             )
         object.__setattr__(self, "encodings", tuple(self.encodings))
-        for encoding in self.encodings:
-            if type(encoding) not in ENCODINGS.values():
-                raise UserTypeError(
-                    "encodings must be options such as LearnedTable(max_length=10), got "
-                    f"{encoding!r}"
-                )
+        check_encodings(self.encodings, self.sizes)
         require_one_of("norm", self.norm, ("pre", "post"))
         require_one_of("activation", self.activation, ("gelu", "relu"))
         require_boolean("attention_bias", self.attention_bias)
         require_one_of("pooling", self.pooling, POOLINGS)
         require_number("dropout", self.dropout, 0.0, 1.0, open_maximum=True)
+
+    @property
+    def sizes(self) -> Sizes:
+        """The widths that an encoding acts in."""
+        return Sizes(self.d_model, self.num_heads)
 
     @property
     def d_head(self) -> int:
@@ -178,14 +184,23 @@ class ComputeConfig:
         precision: "float32"; "float64", everything in double; "bfloat16", dense products in
             bfloat16 and all else in float32.
         dropout_rng: "shared", the same masks in both frameworks; "native", the framework's own.
+        rows_per_block: query rows that attention computes at a time, which bounds its memory; the
+            backward pass computes each block again. All at once when None.
     """
 
     precision: Precision = "float32"
     dropout_rng: Literal["shared", "native"] = "shared"
+    rows_per_block: int | None = None
 
     def __post_init__(self) -> None:
         require_one_of("precision", self.precision, PRECISIONS)
         require_one_of("dropout_rng", self.dropout_rng, ("shared", "native"))
+        if self.rows_per_block is not None:
+            require_integer("rows_per_block", self.rows_per_block, 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the config as a dictionary for JSON, without what was left open."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @property
     def array_dtype(self) -> Literal["float32", "float64"]:

@@ -4,16 +4,14 @@ are loaded.
 
 from __future__ import annotations
 
-import math
 import zlib
 
 import numpy as np
 
 from pe_core.model.config import ModelConfig
-from pe_core.model.parameters import Parameter, parameters
-from pe_core.model.random import INITIAL_WEIGHTS, derive, normal, uniform
-
-NORMAL_STANDARD_DEVIATION = 0.02
+from pe_core.model.laws import Parameter
+from pe_core.model.parameters import parameters
+from pe_core.model.random import INITIAL_WEIGHTS, Key, derive
 
 
 def initial_arrays(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
@@ -26,18 +24,12 @@ def draw(items: tuple[Parameter, ...], seed: int) -> dict[str, np.ndarray]:
 
     The key depends on the name alone, so a weight does not change when another is added before it.
     """
-    return {item.name: _draw(item, seed).astype(np.float32) for item in items}
+    return {
+        item.name: item.law.draw(parameter_key(item.name, seed), item.shape).astype(np.float32)
+        for item in items
+    }
 
 
-def _draw(item: Parameter, seed: int) -> np.ndarray:
-    key = derive(seed, INITIAL_WEIGHTS, zlib.crc32(item.name.encode()))
-    match item.law:
-        case "xavier_uniform":
-            bound = math.sqrt(6.0 / sum(item.shape))
-            return (2.0 * uniform(key, item.shape) - 1.0) * bound
-        case "normal":
-            return normal(key, item.shape) * NORMAL_STANDARD_DEVIATION
-        case "ones":
-            return np.ones(item.shape)
-        case "zeros":
-            return np.zeros(item.shape)
+def parameter_key(name: str, seed: int) -> Key:
+    """Return the key from which the parameter of a name is drawn."""
+    return derive(seed, INITIAL_WEIGHTS, zlib.crc32(name.encode()))

@@ -7,10 +7,11 @@ Kinds are NumPy's letters: "f" floating point, "i" or "u" integer, "b" boolean.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from pe_core.encodings import LearnedTable
-from pe_core.errors import UserTypeError, UserValueError
+from pe_core.encodings import EncodingOptions, Sizes, check_encodings
+from pe_core.errors import UserTypeError, UserValueError, require_integer, require_number
 from pe_core.model.config import Features, ModelConfig
 
 
@@ -60,31 +61,145 @@ def check_call(
             f"x is empty, got shape {x.shape}; pass at least one sequence of one step"
         )
     if mask is not None:
-        if mask.kind != "b":
-            raise UserTypeError(
-                f"mask must be boolean with True for real steps, got {mask.dtype}; convert it, "
-                "as in mask != 0"
-            )
-        _check_steps("mask", mask.shape, batch, length)
+        check_mask(mask, batch, length)
     if segment_ids is not None:
-        if segment_ids.kind not in "iu":
-            raise UserTypeError(
-                f"segment_ids must be integers with 0 for padding, got {segment_ids.dtype}; "
-                "convert them to int32"
-            )
         if config.pooling == "cls":
             raise UserValueError(
                 "segment_ids need one pooled vector per segment, but pooling='cls' has one per "
                 "row; use pooling='mean'"
             )
-        _check_steps("segment_ids", segment_ids.shape, batch, length)
+        check_segment_ids(segment_ids, batch, length)
     if positions is not None:
-        if positions.kind not in "iuf":
+        check_positions(config.encodings, positions, (batch, length))
+
+
+def check_positions(
+    encodings: Iterable[EncodingOptions], positions: Described, steps: tuple[int, int] | None
+) -> None:
+    """Raise one clear line unless positions fit the encodings and the steps.
+
+    Args:
+        encodings: that are given the positions.
+        positions: described.
+        steps: (batch, length); None where positions of any steps are meant.
+
+    Raises:
+        UserValueError: a wrong shape.
+        UserTypeError: a wrong kind of numbers.
+    """
+    if positions.kind not in "iuf":
+        raise UserTypeError(f"positions must be integers or floating point, got {positions.dtype}")
+    for encoding in encodings:
+        if positions.kind == "f" and not encoding.fractional:
             raise UserTypeError(
-                f"positions must be integers or floating point, got {positions.dtype}"
+                f"encoding {encoding.name!r} takes whole positions, got {positions.dtype}; round "
+                "them and convert them to integers"
             )
-        if positions.shape != (length,):
-            _check_steps("positions", positions.shape, batch, length, also=f" or ({length},)")
+    if steps is None:
+        if len(positions.shape) not in (1, 2):
+            raise UserValueError(
+                f"positions must have shape (length,) or (batch, length), got {positions.shape}"
+            )
+    elif positions.shape != steps[1:]:
+        _check_steps("positions", positions.shape, *steps, also=f" or ({steps[1]},)")
+
+
+def check_steps(
+    encodings: Sequence[EncodingOptions],
+    d_model: int,
+    x: Described,
+    positions: Described | None,
+    mask: Described | None,
+) -> None:
+    """Raise one clear line unless the arguments of an encoding that is called alone fit it.
+
+    Raises:
+        UserValueError: a wrong rank, size or shape.
+        UserTypeError: a wrong kind of numbers.
+    """
+    if len(x.shape) != 3 or x.shape[2] != d_model:
+        raise UserValueError(
+            f"x must have shape (batch, length, d_model) with d_model={d_model}, got {x.shape}"
+        )
+    if x.kind != "f":
+        raise UserTypeError(f"x must be floating point, got {x.dtype}; convert it to float32")
+    if mask is not None:
+        check_mask(mask, *x.shape[:2])
+    if positions is not None:
+        check_positions(encodings, positions, (x.shape[0], x.shape[1]))
+
+
+def check_mask(mask: Described, batch: int, length: int) -> None:
+    """Raise one clear line unless a mask is boolean, (batch, length)."""
+    if mask.kind != "b":
+        raise UserTypeError(
+            f"mask must be boolean with True for real steps, got {mask.dtype}; convert it, as in "
+            "mask != 0"
+        )
+    _check_steps("mask", mask.shape, batch, length)
+
+
+def check_segment_ids(segment_ids: Described, batch: int, length: int) -> None:
+    """Raise one clear line unless segment numbers are integers, (batch, length)."""
+    if segment_ids.kind not in "iu":
+        raise UserTypeError(
+            f"segment_ids must be integers with 0 for padding, got {segment_ids.dtype}; convert "
+            "them to int32"
+        )
+    _check_steps("segment_ids", segment_ids.shape, batch, length)
+
+
+def check_attention_call(
+    encodings: Sequence[EncodingOptions],
+    sizes: Sizes,
+    x: Described,
+    mask: Described | None,
+    positions: Described | None,
+    segment_ids: Described | None,
+) -> None:
+    """Raise one clear line unless the arguments of attention that is called alone fit it.
+
+    Raises:
+        UserValueError: a wrong rank, size or shape.
+        UserTypeError: a wrong kind of numbers.
+    """
+    check_steps(encodings, sizes.d_model, x, positions, mask)
+    if segment_ids is not None:
+        check_segment_ids(segment_ids, x.shape[0], x.shape[1])
+
+
+def check_attention_options(
+    sizes: Sizes, encodings: Sequence[EncodingOptions], dropout: float
+) -> None:
+    """Raise one clear line unless encodings go together and fit the sizes of an attention layer."""
+    require_integer("d_model", sizes.d_model, 1)
+    require_integer("num_heads", sizes.num_heads, 1)
+    if sizes.d_model % sizes.num_heads:
+        raise UserValueError(
+            f"d_model must be divisible by num_heads, got d_model={sizes.d_model} and "
+            f"num_heads={sizes.num_heads}"
+        )
+    require_number("dropout", dropout, 0.0, 1.0, open_maximum=True)
+    check_encodings(encodings, sizes)
+
+
+def check_options(layer: str, expected: type, options: object, sizes: Sizes) -> None:
+    """Raise one clear line unless a layer is given its own options and sizes that these fit.
+
+    Args:
+        layer: name of the layer's class.
+        expected: the options class that the layer computes.
+        options: what was given.
+        sizes: what was given.
+    """
+    if not isinstance(options, expected) or not isinstance(options, EncodingOptions):
+        raise UserTypeError(
+            f"{layer} takes {expected.__name__} options first and sizes by keyword, got "
+            f"{options!r}; write {layer}({expected.__name__}(...), ...)"
+        )
+    require_integer("num_heads", sizes.num_heads, 1)
+    require_integer("d_model", sizes.d_model, 1)
+    options.check(sizes)
 
 
 def _check_steps(
@@ -96,13 +211,8 @@ def _check_steps(
         )
 
 
-def implicit_positions_fit(encoding: LearnedTable, length: int) -> bool:
-    """Return whether positions counted from zero within `length` steps all lie in the table."""
-    return length <= encoding.max_length
-
-
-def require_positions_fit(encoding: LearnedTable, lowest: float, highest: float) -> None:
-    """Raise a ValueError unless the positions lie in the table.
+def require_positions_fit(max_length: int, lowest: float, highest: float) -> None:
+    """Raise a UserValueError unless the positions lie in a table of max_length rows.
 
     Raises:
         ValueError: names the length that would be needed, the table's, and the remedies.
@@ -112,7 +222,7 @@ def require_positions_fit(encoding: LearnedTable, lowest: float, highest: float)
             f"positions of a learned table must not be negative, got {lowest:g}; shift them so "
             "that the first is 0"
         )
-    if not highest <= encoding.max_length - 1:
+    if not highest <= max_length - 1:
         if not highest < 1 << 31:
             raise UserValueError(
                 f"positions of a learned table must be finite and below 2**31, got {highest}; "
@@ -121,8 +231,8 @@ def require_positions_fit(encoding: LearnedTable, lowest: float, highest: float)
         needed = math.ceil(highest) + 1
         raise UserValueError(
             f"a sequence of length {needed} does not fit the learned table of max_length "
-            f"{encoding.max_length}; build the model with "
-            f"LearnedTable(max_length={needed}), cut the sequences to {encoding.max_length} "
+            f"{max_length}; build the model with "
+            f"LearnedTable(max_length={needed}), cut the sequences to {max_length} "
             "steps, or use Sinusoidal()"
         )
 

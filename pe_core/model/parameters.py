@@ -1,4 +1,4 @@
-"""From a config to every weight: its canonical name, shape, initial law and whether decay applies.
+"""From a config to every parameter: canonical name, shape, initial law, whether decay applies.
 
 The order here is the order in a weights file. Linear weights are (out, in). Query, key and value
 share one weight: its rows are all of query, then key, then value, and inside each, head by head.
@@ -7,30 +7,14 @@ share one weight: its rows are all of query, then key, then value, and inside ea
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
 
-from pe_core.encodings import Encoding, LearnedTable
+from pe_core.encodings import EncodingOptions, Sizes
 from pe_core.model.config import Features, ModelConfig
+from pe_core.model.laws import Constant, Normal, Parameter, XavierUniform
 
-Law = Literal["xavier_uniform", "normal", "zeros", "ones"]
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One weight.
-
-    Args:
-        name: canonical name.
-        shape: canonical shape.
-        law: initial law; "normal" has standard deviation 0.02.
-        decay: whether weight decay applies.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    law: Law
-    decay: bool = False
+# Embeddings and trained steps start small, as in BERT.
+TABLE = Normal(0.02)
 
 
 def parameters(config: ModelConfig) -> tuple[Parameter, ...]:
@@ -47,26 +31,41 @@ def encoder_parameters(config: ModelConfig) -> tuple[Parameter, ...]:
     )
 
 
-def encoding_parameters(encoding: Encoding, d_model: int) -> tuple[Parameter, ...]:
-    """Return the weights of one encoding, named within it."""
-    match encoding:
-        case LearnedTable():
-            return (Parameter("table", (encoding.max_length, d_model), "normal"),)
-        case _:
-            return ()
+def encoding_parameters(
+    encoding: EncodingOptions, sizes: Sizes, num_layers: int
+) -> tuple[Parameter, ...]:
+    """Return every parameter of one encoding in a model, named within it: `table`, or
+    `layers.0.table` and so on where every layer has its own.
+    """
+    own = [replace(item, decay=encoding.weight_decay) for item in encoding.parameters(sizes)]
+    if not encoding.per_layer:
+        return tuple(own)
+    return tuple(
+        replace(item, name=f"layers.{n}.{item.name}") for n in range(num_layers) for item in own
+    )
+
+
+def attention_parameters(d_model: int, *, bias: bool) -> tuple[Parameter, ...]:
+    """Return the parameters of one attention layer, named within it."""
+    return tuple(_attention("", d_model, bias=bias))
 
 
 def _linear(
     name: str, out_features: int, in_features: int, *, bias: bool = True
 ) -> Iterator[Parameter]:
-    yield Parameter(f"{name}.weight", (out_features, in_features), "xavier_uniform", decay=True)
+    yield Parameter(f"{name}.weight", (out_features, in_features), XavierUniform(), decay=True)
     if bias:
-        yield Parameter(f"{name}.bias", (out_features,), "zeros")
+        yield Parameter(f"{name}.bias", (out_features,), Constant(0.0))
+
+
+def _attention(prefix: str, width: int, *, bias: bool) -> Iterator[Parameter]:
+    yield from _linear(f"{prefix}qkv", 3 * width, width, bias=bias)
+    yield from _linear(f"{prefix}out", width, width)
 
 
 def _norm(name: str, width: int) -> Iterator[Parameter]:
-    yield Parameter(f"{name}.weight", (width,), "ones")
-    yield Parameter(f"{name}.bias", (width,), "zeros")
+    yield Parameter(f"{name}.weight", (width,), Constant(1.0))
+    yield Parameter(f"{name}.bias", (width,), Constant(0.0))
 
 
 def _classifier(config: ModelConfig) -> Iterator[Parameter]:
@@ -74,12 +73,12 @@ def _classifier(config: ModelConfig) -> Iterator[Parameter]:
     if isinstance(config.inputs, Features):
         yield from _linear("input", width, config.inputs.num_features)
     else:
-        yield Parameter("input.table", (config.inputs.vocab_size, width), "normal")
+        yield Parameter("input.table", (config.inputs.vocab_size, width), TABLE)
     for index, encoding in enumerate(config.encodings):
-        for item in encoding_parameters(encoding, width):
-            yield Parameter(f"encodings.{index}.{item.name}", item.shape, item.law, item.decay)
+        for item in encoding_parameters(encoding, config.sizes, config.num_layers):
+            yield replace(item, name=f"encodings.{index}.{item.name}")
     if config.pooling == "cls":
-        yield Parameter("cls", (width,), "normal")
+        yield Parameter("cls", (width,), TABLE)
     for n in range(config.num_layers):
         yield from _norm(f"layers.{n}.norm1", width)
         yield from _linear(
@@ -92,5 +91,5 @@ def _classifier(config: ModelConfig) -> Iterator[Parameter]:
     if config.norm == "pre":
         yield from _norm("norm", width)
     if config.pooling == "attention":
-        yield Parameter("pooling.query", (width,), "normal")
+        yield Parameter("pooling.query", (width,), TABLE)
     yield from _linear("head", config.num_classes, width)

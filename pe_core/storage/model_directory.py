@@ -15,7 +15,8 @@ import safetensors.numpy
 
 from pe_core.errors import UserFileNotFoundError, UserValueError
 from pe_core.model.config import ModelConfig
-from pe_core.model.parameters import Parameter, parameters
+from pe_core.model.laws import Parameter
+from pe_core.model.parameters import parameters
 from pe_core.storage.files import (
     SIGNATURE,
     DamagedError,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pe_core.data import Dataset, Sequences
-from pe_core.encodings import LearnedTable
 from pe_core.errors import UserValueError
 from pe_core.model.config import Features, ModelConfig
 from pe_core.model.inputs import require_tokens_fit
@@ -47,10 +46,10 @@ def check_sequences(config: ModelConfig, sequences: Sequences, what: str) -> Non
             raise UserValueError(f"{what}: {error}") from None
     longest = int(sequences.lengths.max())
     for encoding in config.encodings:
-        if isinstance(encoding, LearnedTable) and longest > encoding.max_length:
+        limit = encoding.length_limit
+        if limit is not None and longest > limit:
             raise UserValueError(
-                f"{what} has a sequence of {longest} steps, but the learned table has "
-                f"max_length={encoding.max_length}; "
-                f"train with the encoding learned:max_length={longest} or sinusoidal, or cut the "
-                "sequences"
+                f"{what} has a sequence of {longest} steps, but encoding {encoding.name!r} has "
+                f"max_length={limit}; train with the encoding {encoding.name}:max_length={longest} "
+                "or sinusoidal, or cut the sequences"
             )

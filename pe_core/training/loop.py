@@ -115,7 +115,7 @@ def train(
     record = {
         "model": config.to_json(),
         "train": options.to_json(),
-        "compute": asdict(compute),
+        "compute": compute.to_json(),
         "data": data.name,
     }
     record["data_sha256"] = data_digest(data)

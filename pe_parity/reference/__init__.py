@@ -1,7 +1,36 @@
-"""The formulas in float64 NumPy, in paper order, each with its source. The referee of both wings,
-which never import it.
+"""The model in float64 NumPy, in paper order, each formula with its source: the standard for every
+backend, none of which imports it.
 """
 
+from pe_core.encodings import LearnedTable, Rotary, Sinusoidal, T5Bias
+from pe_parity.reference.additive import LearnedTableFormula, SinusoidalFormula
+from pe_parity.reference.bias import T5BiasFormula
 from pe_parity.reference.encoder import cross_entropy, encode, forward
+from pe_parity.reference.kinds import (
+    Additive,
+    Contextual,
+    LogitBias,
+    Positions,
+    QueryKey,
+    Steps,
+    register,
+)
+from pe_parity.reference.rotary import RotaryFormula
 
-__all__ = ["cross_entropy", "encode", "forward"]
+register(LearnedTable, LearnedTableFormula())
+register(Sinusoidal, SinusoidalFormula())
+register(Rotary, RotaryFormula())
+register(T5Bias, T5BiasFormula())
+
+__all__ = [
+    "Additive",
+    "Contextual",
+    "LogitBias",
+    "Positions",
+    "QueryKey",
+    "Steps",
+    "cross_entropy",
+    "encode",
+    "forward",
+    "register",
+]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float64, Num
 
-from pe_core.encodings import Encoding, LearnedTable, Sinusoidal
+from pe_core.encodings import Sinusoidal
+from pe_parity.reference.kinds import Additive, Arrays, Positions
 
 
 def learned_table(
@@ -56,15 +59,17 @@ def sinusoidal(
     return encoding
 
 
-def added(
-    options: Encoding,
-    weights: dict[str, Float64[np.ndarray, "..."]],
-    d_model: int,
-    positions: Num[np.ndarray, "..."],
-) -> Float64[np.ndarray, "... d_model"]:
-    """Return what an encoding adds at these positions."""
-    match options:
-        case LearnedTable():
-            return learned_table(weights["table"], positions)
-        case Sinusoidal():
-            return sinusoidal(options, d_model, positions)
+class LearnedTableFormula(Additive):
+    """P[p], added to the steps."""
+
+    def add(self, options: Any, arrays: Arrays, x: np.ndarray, positions: Positions) -> np.ndarray:
+        """Return x + P[p]."""
+        return x + learned_table(arrays["table"], positions.values)
+
+
+class SinusoidalFormula(Additive):
+    """Sines and cosines, added to the steps."""
+
+    def add(self, options: Any, arrays: Arrays, x: np.ndarray, positions: Positions) -> np.ndarray:
+        """Return x + PE[p]."""
+        return x + sinusoidal(options, x.shape[-1], positions.values)

@@ -9,14 +9,15 @@ from pe_core.model.config import MASKED_LOGIT
 
 
 def logits(
-    query: Float64[np.ndarray, "batch heads queries d_head"],
-    key: Float64[np.ndarray, "batch heads keys d_head"],
+    query: Float64[np.ndarray, "batch heads queries width"],
+    key: Float64[np.ndarray, "batch heads keys width"],
+    scale: float,
 ) -> Float64[np.ndarray, "batch heads queries keys"]:
-    """q k / sqrt(d_head).
+    """q k scale, with scale 1 / sqrt(d_head) unless an encoding changes it.
 
     Source: Vaswani et al. 2017, equation 1.
     """
-    return np.einsum("bhqd,bhkd->bhqk", query, key) / np.sqrt(query.shape[-1])
+    return np.einsum("bhqd,bhkd->bhqk", query, key) * scale
 
 
 def weights(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
@@ -15,7 +15,15 @@ from pe_core.model.dropout_places import DropoutPlace, dropout_place
 from pe_core.model.positions import real_steps, resolve_positions
 from pe_core.model.random import DROPOUT, derive, dropout_keep, dropout_scale, fold_in
 from pe_parity.reference import attention
-from pe_parity.reference.additive import added
+from pe_parity.reference.kinds import (
+    FORMULAS,
+    Additive,
+    Contextual,
+    LogitBias,
+    Positions,
+    QueryKey,
+    Steps,
+)
 
 Array = Float64[np.ndarray, "..."]
 erf = np.vectorize(math.erf, otypes=[np.float64])
@@ -142,11 +150,17 @@ def _encode(
     else:
         state = run.arrays["input.table"][x if real is None else np.where(real, x, 0)]
     state = run.tap("input", state)
-    state = _add_encodings(run, state, where, layer=0)
+    placed = real
+    steps = Positions(where if placed is None else np.where(placed, where, 0), placed)
+    state = _add_encodings(run, state, steps, layer=0)
+    standing = steps
     if "cls" in run.arrays:
-        state = np.concatenate(
-            [np.broadcast_to(run.arrays["cls"], (batch, 1, config.d_model)), state], axis=1
-        )
+        # A trained step in front is real and has no position.
+        front = np.broadcast_to(run.arrays["cls"], (batch, 1, config.d_model))
+        state = np.concatenate([front, state], axis=1)
+        every = np.ones((1, length), bool) if real is None else real
+        values = np.pad(steps.values, [(0, 0)] * (steps.values.ndim - 1) + [(1, 0)])
+        standing = Positions(values, np.pad(every, ((0, 0), (1, 0))))
         real = None if real is None else np.pad(real, ((0, 0), (1, 0)), constant_values=True)
     state = run.dropout("input", 0, run.tap("encoding", state))
 
@@ -155,14 +169,12 @@ def _encode(
         assert allowed is not None
         allowed = allowed & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
     for n in range(config.num_layers):
-        if n > 0 and any(encoding.layers == "all" for encoding in config.encodings):
-            front = state[:, : state.shape[1] - length]
-            state = np.concatenate(
-                [front, _add_encodings(run, state[:, state.shape[1] - length :], where, layer=n)],
-                axis=1,
-            )
+        if n > 0 and any(encoding.acts_before(n) for encoding, _ in _of_kind(run, n, Additive)):
+            ahead = state.shape[1] - length
+            behind = _add_encodings(run, state[:, ahead:], steps, layer=n)
+            state = np.concatenate([state[:, :ahead], behind], axis=1)
             state = run.tap(f"layers.{n}.encoding", state)
-        state = _block(run, n, state, allowed)
+        state = _block(run, n, state, allowed, standing)
     return run.layer_norm("norm", state) if config.norm == "pre" else state
 
 
@@ -213,27 +225,42 @@ def cross_entropy(
     return float((losses * weights).sum() / np.asarray(weights, np.float64).sum())
 
 
-def _add_encodings(run: Run, state: Array, positions: np.ndarray, layer: int) -> Array:
-    for index, encoding in enumerate(run.config.encodings):
-        if layer == 0 or encoding.layers == "all":
-            prefix = f"encodings.{index}."
-            weights = {
+def _of_kind(run: Run, n: int, kind: type) -> list[tuple[Any, Any]]:
+    """Return the options and the arrays in layer n of every encoding of a kind; the arrays by name
+    within the encoding.
+    """
+    found = []
+    for index, options in enumerate(run.config.encodings):
+        if isinstance(FORMULAS[type(options)], kind):
+            prefix = f"encodings.{index}." + (f"layers.{n}." if options.per_layer else "")
+            arrays = {
                 name.removeprefix(prefix): array
                 for name, array in run.arrays.items()
                 if name.startswith(prefix)
             }
-            state = state + added(encoding, weights, run.config.d_model, positions)
+            found.append((options, arrays))
+    return found
+
+
+def _add_encodings(run: Run, state: Array, positions: Positions, layer: int) -> Array:
+    for options, arrays in _of_kind(run, layer, Additive):
+        if options.acts_before(layer):
+            formula = cast(Additive, FORMULAS[type(options)])
+            state = formula.add(options, arrays, state, positions)
     return state
 
 
-def _block(run: Run, n: int, state: Array, allowed: np.ndarray | None) -> Array:
+def _block(
+    run: Run, n: int, state: Array, allowed: np.ndarray | None, positions: Positions
+) -> Array:
     """One block: x + A(N(x)) then x + F(N(x)) pre-norm (Xiong et al. 2020).
 
     Post-norm, N(x + A(x)) then N(x + F(x)) (Vaswani et al. 2017).
     """
     name, pre = f"layers.{n}", run.config.norm == "pre"
     inner = run.layer_norm(f"{name}.norm1", state) if pre else state
-    state = state + run.dropout("attention_output", n, _attention(run, n, inner, allowed))
+    attended = _attention(run, n, inner, allowed, positions)
+    state = state + run.dropout("attention_output", n, attended)
     if not pre:
         state = run.layer_norm(f"{name}.norm1", state)
     inner = run.layer_norm(f"{name}.norm2", state) if pre else state
@@ -249,26 +276,41 @@ def _block(run: Run, n: int, state: Array, allowed: np.ndarray | None) -> Array:
     return run.tap(f"{name}.output", state)
 
 
-def _attention(run: Run, n: int, x: Array, allowed: np.ndarray | None) -> Array:
-    name, (batch, steps, width) = f"layers.{n}.attention", x.shape
+def _attention(
+    run: Run, n: int, x: Array, allowed: np.ndarray | None, positions: Positions
+) -> Array:
+    config, name, (batch, length, width) = run.config, f"layers.{n}.attention", x.shape
     parts = (
         run.linear(f"{name}.qkv", x)
-        .reshape(batch, steps, 3, run.config.num_heads, run.config.d_head)
+        .reshape(batch, length, 3, config.num_heads, config.d_head)
         .transpose(2, 0, 3, 1, 4)
     )
     query, key, value = (
         run.tap(f"{name}.{part}", array)
         for part, array in zip(("query", "key", "value"), parts, strict=True)
     )
-    logits = run.tap(f"{name}.logits", attention.logits(query, key))
-    weights = run.tap(f"{name}.weights", run.weights(logits, allowed))
-    mixed = run.tap(
-        f"{name}.mixed", attention.mixed(run.dropout("attention_weights", n, weights), value)
-    )
-    return run.tap(
-        f"{name}.output",
-        run.linear(f"{name}.out", mixed.transpose(0, 2, 1, 3).reshape(batch, steps, width)),
-    )
+    factor = math.prod(encoding.factor(config.sizes) for encoding in config.encodings)
+    steps = Steps(x, query, key, value, factor / math.sqrt(config.d_head))
+    for options, arrays in _of_kind(run, n, QueryKey):
+        maps = cast(QueryKey, FORMULAS[type(options)])
+        query = maps.query(options, arrays, query, positions)
+        key = maps.key(options, arrays, key, positions)
+    logits = attention.logits(query, key, steps.scale)
+    for options, arrays in _of_kind(run, n, LogitBias):
+        bias = cast(LogitBias, FORMULAS[type(options)]).bias(options, arrays, positions)
+        logits = logits + positions.where_placed(bias)
+    contextual = _of_kind(run, n, Contextual)
+    for options, arrays in contextual:
+        term = cast(Contextual, FORMULAS[type(options)]).logits(options, arrays, steps, positions)
+        logits = logits + positions.where_placed(term)
+    weights = run.tap(f"{name}.weights", run.weights(run.tap(f"{name}.logits", logits), allowed))
+    dropped = run.dropout("attention_weights", n, weights)
+    mixed = attention.mixed(dropped, value)
+    for options, arrays in contextual:
+        formula = cast(Contextual, FORMULAS[type(options)])
+        mixed = mixed + formula.mix(options, arrays, steps, positions, dropped)
+    mixed = run.tap(f"{name}.mixed", mixed).transpose(0, 2, 1, 3).reshape(batch, length, width)
+    return run.tap(f"{name}.output", run.linear(f"{name}.out", mixed))
 
 
 def _pool(

@@ -1,0 +1,120 @@
+"""Self-attention with positional encodings as a layer of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float, Int, Num
+
+from pe_core.encodings import EncodingOptions, Sizes
+from pe_core.errors import UserTypeError
+from pe_core.model.config import ComputeConfig
+from pe_core.model.dropout_places import count_places
+from pe_core.model.inputs import check_attention_call, check_attention_options
+from pe_core.model.parameters import attention_parameters
+from pe_flax.attention import Attention
+from pe_flax.call import Call
+from pe_flax.dropout import Masks
+from pe_flax.encodings import make_encoding
+from pe_flax.layers import initial_parameter
+from pe_flax.layout import as_arrays, canonical_variables, describe, described
+from pe_flax.positions import locate, real_steps
+
+
+class SelfAttention(Attention):
+    """Multi-head self-attention in which positional encodings act, for a model of one's own.
+
+    An additive encoding is added to what attention reads.
+
+    Args:
+        d_model: width of a step.
+        num_heads: attention heads; divides d_model.
+        encodings: options of the encodings that act here.
+        bias: biases on query, key and value.
+        dropout: rate on the attention weights, drawn from the stream `dropout` of rngs.
+        seed: of the initial parameters.
+        rngs: its stream `params` draws the initial parameters where there is no seed.
+        compute: how it is computed.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from pe_flax import Rotary, SelfAttention, T5Bias
+        >>> attention = SelfAttention(32, 4, encodings=(Rotary(), T5Bias()), seed=0)
+        >>> attention(jnp.zeros((2, 10, 32))).shape
+        (2, 10, 32)
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        *,
+        encodings: Sequence[EncodingOptions] = (),
+        bias: bool = False,
+        dropout: float = 0.0,
+        seed: int | None = None,
+        rngs: nnx.Rngs | None = None,
+        compute: ComputeConfig | None = None,
+    ) -> None:
+        sizes, compute = Sizes(d_model, num_heads), compute or ComputeConfig()
+        check_attention_options(sizes, encodings, dropout)
+        super().__init__(sizes, bias=bias, compute=compute)
+        self.dropout = dropout
+        self.encodings = nnx.List(
+            make_encoding(options, sizes, seed=seed, rngs=rngs, compute=compute).for_layer(0)
+            for options in encodings
+        )
+        variables = canonical_variables(self)
+        for item in attention_parameters(d_model, bias=bias):
+            variable, transposed = variables[item.name]
+            value = initial_parameter(item, seed, rngs, compute)[...]
+            variable[...] = value.T if transposed else value
+        if dropout > 0.0 and rngs is None:
+            raise UserTypeError(f"dropout={dropout} needs random numbers; pass rngs=nnx.Rngs(0)")
+        self.rngs = rngs.fork() if rngs is not None and dropout > 0.0 else None
+        self.deterministic = False
+
+    def __call__(
+        self,
+        x: Float[Array, "batch length d_model"],
+        *,
+        mask: Bool[Array, "batch length"] | None = None,
+        positions: Num[Array, "*batch length"] | None = None,
+        segment_ids: Int[Array, "batch length"] | None = None,
+    ) -> Float[Array, "batch length d_model"]:
+        """Return the attended steps, in the dtype of x.
+
+        Args:
+            x: steps.
+            mask: True for real steps; None when all are.
+            positions: (length,) or (batch, length), integer or floating point; counted per sequence
+                when None.
+            segment_ids: for packed sequences, runs of equal numbers, 0 for padding.
+
+        Raises:
+            UserValueError, UserTypeError: one line with the rule, the value and the remedy.
+        """
+        x, mask, positions, segment_ids = as_arrays(x, mask, positions, segment_ids)
+        encodings = list(self.encodings)
+        check_attention_call(
+            [item.options for item in encodings],
+            self.sizes,
+            described(x),
+            describe(mask),
+            describe(positions),
+            describe(segment_ids),
+        )
+        real = real_steps(mask, segment_ids)
+        if real is not None:
+            # What padding holds cannot reach a real step.
+            x = jnp.where(real[..., None], x, jnp.zeros((), x.dtype))
+        masks = None
+        if self.rngs is not None and not self.deterministic:
+            words = jax.random.bits(self.rngs.dropout(), (count_places(1), 2), jnp.uint32)
+            masks = Masks(self.dropout, words)
+        call = Call(locate(x, positions, real, segment_ids), real, masks)
+        return self._attend(x, call, encodings).astype(x.dtype)
