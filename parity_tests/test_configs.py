@@ -105,7 +105,7 @@ def test_options_obey_their_rules(kind: type[Exception], words: str, what: Any) 
     {
         ValueError: {
             "unknown encoding 'lerned'; did you mean 'learned'?": "lerned",
-            "unknown encoding ''; known: learned, none, rotary, sinusoidal, t5": "",
+            "unknown encoding ''; known: learned, none, rotary, shaw, sinusoidal, t5": "",
             "encoding 'learned' has no option 'max_len'; did you mean 'max_length'?": (
                 "learned:max_len=4"
             ),

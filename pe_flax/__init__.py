@@ -1,12 +1,13 @@
 """Positional encodings and a sequence classifier in JAX, with Flax NNX and optax."""
 
-from pe_core.encodings import LearnedTable, Rotary, Sinusoidal, T5Bias
+from pe_core.encodings import LearnedTable, Rotary, Shaw, Sinusoidal, T5Bias
 from pe_core.model.config import ComputeConfig, Features, ModelConfig, Tokens
 from pe_core.training.config import TrainConfig
 from pe_flax.encoder import Encoder, SequenceClassifier
 from pe_flax.encodings import (
     LearnedTableEncoding,
     RotaryEncoding,
+    ShawEncoding,
     SinusoidalEncoding,
     T5BiasEncoding,
     register,
@@ -27,6 +28,8 @@ __all__ = [
     "RotaryEncoding",
     "SelfAttention",
     "SequenceClassifier",
+    "Shaw",
+    "ShawEncoding",
     "Sinusoidal",
     "SinusoidalEncoding",
     "T5Bias",

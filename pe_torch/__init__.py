@@ -1,12 +1,13 @@
 """Positional encodings and a sequence classifier in PyTorch."""
 
-from pe_core.encodings import LearnedTable, Rotary, Sinusoidal, T5Bias
+from pe_core.encodings import LearnedTable, Rotary, Shaw, Sinusoidal, T5Bias
 from pe_core.model.config import ComputeConfig, Features, ModelConfig, Tokens
 from pe_core.training.config import TrainConfig
 from pe_torch.encoder import Encoder, SequenceClassifier
 from pe_torch.encodings import (
     LearnedTableEncoding,
     RotaryEncoding,
+    ShawEncoding,
     SinusoidalEncoding,
     T5BiasEncoding,
     register,
@@ -28,6 +29,8 @@ __all__ = [
     "RotaryEncoding",
     "SelfAttention",
     "SequenceClassifier",
+    "Shaw",
+    "ShawEncoding",
     "Sinusoidal",
     "SinusoidalEncoding",
     "T5Bias",

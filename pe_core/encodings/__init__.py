@@ -2,6 +2,7 @@
 
 from pe_core.encodings.additive import LearnedTable, Sinusoidal
 from pe_core.encodings.bias import T5Bias
+from pe_core.encodings.contextual import Shaw
 from pe_core.encodings.options import (
     KINDS,
     AdditiveOptions,
@@ -21,7 +22,7 @@ from pe_core.encodings.registry import (
 )
 from pe_core.encodings.rotary import Rotary
 
-for kind in (LearnedTable, Sinusoidal, Rotary, T5Bias):
+for kind in (LearnedTable, Sinusoidal, Rotary, T5Bias, Shaw):
     register_options(kind)
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "LogitBiasOptions",
     "QueryKeyOptions",
     "Rotary",
+    "Shaw",
     "Sinusoidal",
     "Sizes",
     "T5Bias",

@@ -9,6 +9,7 @@ from pe_core.errors import UserTypeError
 from pe_core.model.config import ComputeConfig
 from pe_flax.encodings.additive import LearnedTableEncoding, SinusoidalEncoding
 from pe_flax.encodings.bias import T5BiasEncoding
+from pe_flax.encodings.contextual import ShawEncoding
 from pe_flax.encodings.kinds import (
     Additive,
     Contextual,
@@ -28,6 +29,7 @@ LAYERS: dict[type[EncodingOptions], type[Encoding]] = {
         SinusoidalEncoding,
         RotaryEncoding,
         T5BiasEncoding,
+        ShawEncoding,
     )
 }
 
@@ -93,6 +95,7 @@ __all__ = [
     "PerLayer",
     "QueryKey",
     "RotaryEncoding",
+    "ShawEncoding",
     "SinusoidalEncoding",
     "Steps",
     "T5BiasEncoding",

@@ -7,6 +7,7 @@ from pe_core.errors import UserTypeError
 from pe_core.model.config import ComputeConfig
 from pe_torch.encodings.additive import LearnedTableEncoding, SinusoidalEncoding
 from pe_torch.encodings.bias import T5BiasEncoding
+from pe_torch.encodings.contextual import ShawEncoding
 from pe_torch.encodings.kinds import (
     Additive,
     Contextual,
@@ -26,6 +27,7 @@ LAYERS: dict[type[EncodingOptions], type[Encoding]] = {
         SinusoidalEncoding,
         RotaryEncoding,
         T5BiasEncoding,
+        ShawEncoding,
     )
 }
 
@@ -90,6 +92,7 @@ __all__ = [
     "PerLayer",
     "QueryKey",
     "RotaryEncoding",
+    "ShawEncoding",
     "SinusoidalEncoding",
     "Steps",
     "T5BiasEncoding",
