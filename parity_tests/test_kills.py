@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from hashlib import sha256
@@ -20,41 +20,38 @@ from typing import Any
 import numpy as np
 import pytest
 
-import pe_core.storage.checkpoint
 from parity_tests.cases import ENGINES, FEATURES, LENGTH
 from parity_tests.evidence import write_section
-from parity_tests.fork_server import Ended, Zygote
+from parity_tests.fork_server import Ended, ForkServer
+from parity_tests.system_calls import acting_at
 from pe_core import ModelConfig
 from pe_core.model.random import derive, normal
 from pe_core.storage.checkpoint import (
-    MANIFEST_FILE,
     STATE_FILE,
+    Checkpoint,
     checkpoint_folders,
+    load_checkpoint,
     newest_checkpoint,
+    save_checkpoint,
 )
-from pe_core.storage.files import read_json
-from pe_core.storage.model_directory import WEIGHTS_FILE, is_saved
+from pe_core.storage.model_directory import WEIGHTS_FILE, is_saved, load_model, save_model
 from pe_core.training.run_directory import (
     CHECKPOINTS_FOLDER,
     CONFIG_FILE,
     MODEL_FOLDER,
+    RunDirectory,
     checkpoint_shapes,
 )
 
-KILLS, KILLS_OF_EVIDENCE = 20, 100
+# How many kills, and how many of them in saves of a checkpoint, in saves of one that was damaged
+# (the step is saved again), and in saves of the model.
+KILLS, IN_SAVES = 20, (8, 3, 3)
+KILLS_OF_EVIDENCE, IN_SAVES_OF_EVIDENCE = 100, (40, 15, 15)
 INTERVAL, STEPS = 3, 72
 WORDS = (
     "--d-model=12", "--num-heads=3", "--num-layers=1", "--d-ff=20", "--dropout=0.1", "--batch-size=6", "--epochs=12",
     f"--checkpoint-every={INTERVAL}",
 )  # fmt: skip
-# Every moment in a save that has a name, and the middle of both files.
-POINTS = (
-    *re.findall(r'fault_point\("([^"]+)"\)', Path(pe_core.storage.checkpoint.__file__).read_text()),
-    f"inside {STATE_FILE}",
-    f"inside {MANIFEST_FILE}",
-)
-# Only where a run has gone back to an older checkpoint.
-GONE_BACK = "after one of the same step went"
 each = pytest.mark.parametrize("framework", list(ENGINES))
 
 
@@ -70,19 +67,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def zygotes(place: Path) -> Iterator[dict[str, Zygote]]:
-    found: dict[str, Zygote] = {}
+def servers(place: Path) -> Iterator[Callable[[str], ForkServer]]:
+    """Give a fork server for a framework, which is started when it is first asked for."""
+    started: dict[str, ForkServer] = {}
 
-    class Started(dict[str, Zygote]):
-        def __missing__(self, framework: str) -> Zygote:
-            folder = place / f"of {framework}"
-            folder.mkdir()
-            found[framework] = self[framework] = Zygote(framework, folder)
-            return self[framework]
+    def server(framework: str) -> ForkServer:
+        if framework not in started:
+            (place / f"of {framework}").mkdir()
+            started[framework] = ForkServer(framework, place / f"of {framework}")
+        return started[framework]
 
-    yield Started()
-    for zygote in found.values():
-        zygote.close()
+    yield server
+    for process in started.values():
+        process.close()
 
 
 def line(framework: str, place: Path, run: Path) -> tuple[str, ...]:
@@ -100,115 +97,140 @@ def model_digest(run: Path) -> str:
 
 
 @cache
-def whole(zygote: Zygote, framework: str, place: Path) -> str:
-    """The SHA-256 of the weights of the run that is left alone, which fills the cache of compiled
-    functions too.
+def whole(server: ForkServer, framework: str, place: Path) -> str:
+    """Return the SHA-256 of the weights of the run that is left alone, which also fills the cache
+    of compiled functions.
     """
     run = place / f"whole {framework}"
-    ended = zygote.run(*line(framework, place, run))
+    ended = server.run(*line(framework, place, run))
     assert (ended.code, ended.step) == (0, STEPS - 1), ended.said
     return model_digest(run)
 
 
+def shapes(run: Path) -> Callable[[dict[str, Any]], dict[str, tuple[int, ...]]]:
+    """Return what a checkpoint of the run must have."""
+    config = ModelConfig.from_json(RunDirectory(run).config()["model"])
+    return lambda record: checkpoint_shapes(config, record)
+
+
 def newest(run: Path) -> tuple[int, list[str]]:
-    """The step of the newest checkpoint that holds, and what was passed over."""
+    """Return the step of the newest checkpoint that can be loaded, and what was passed over."""
     if not (run / CONFIG_FILE).is_file():
         return 0, []
-    config = ModelConfig.from_json(read_json(run / CONFIG_FILE)["model"])
-    found, passed_over = newest_checkpoint(
-        run / CHECKPOINTS_FOLDER, lambda record: checkpoint_shapes(config, record)
-    )
+    found, passed_over = newest_checkpoint(run / CHECKPOINTS_FOLDER, shapes(run))
     return 0 if found is None else found.step, passed_over
 
 
 def go_on(framework: str, place: Path, run: Path) -> tuple[str, ...]:
-    """The command that goes on with a run; where nothing was written yet, the one that began it."""
+    """Return the command that goes on with a run; if nothing was written yet, that which begins
+    it.
+    """
     if (run / CONFIG_FILE).is_file():
         return ("resume", str(run), f"--checkpoint-every={INTERVAL}")
     shutil.rmtree(run, ignore_errors=True)
     return line(framework, place, run)
 
 
-def kill_often(
-    framework: str, zygote: Zygote, place: Path, kills: int, seed: int
-) -> tuple[int, int, int]:
-    """Kill runs and let them go on; return how many kills there were, how many at a named point,
-    and how many runs ended.
+def moments(run: Path, scratch: Path, counts: tuple[int, int, int]) -> list[dict[str, Any]]:
+    """Return orders to die in a save, spread evenly over the calls that each kind of save makes."""
+    shutil.copytree(run, scratch)
+    folder = scratch / CHECKPOINTS_FOLDER
+    last = load_checkpoint(checkpoint_folders(folder)[0], shapes(run))
+    model = load_model(scratch / MODEL_FOLDER)
 
-    A kill is at the next of the named points, as long as there are more, then at a random instant:
-    some steps after the start and a moment longer than a save takes, or, one time in four, at any
-    time of a child that starts.
+    def never() -> None:
+        raise AssertionError
+
+    with acting_at(-1, never) as first:
+        save_checkpoint(folder, Checkpoint(last.step + 1, last.arrays, last.record))
+    with acting_at(-1, never) as again:
+        save_checkpoint(folder, Checkpoint(last.step + 1, last.arrays, last.record))
+    with acting_at(-1, never) as of_model:
+        save_model(scratch / MODEL_FOLDER, model)
+    assert {"mkdir", "open", "write", "fsync", "rename", "rmdir"} <= set(first) & set(again)
+    assert {"open", "write", "fsync", "replace"} <= set(of_model)
+    found = []
+    for calls, number, order in (
+        (first, counts[0], {"save": "save_checkpoint", "damaged": False}),
+        (again, counts[1], {"save": "save_checkpoint", "damaged": True}),
+        (of_model, counts[2], {"save": "save_model", "damaged": False}),
+    ):
+        found += [order | {"call": int(call)} for call in np.linspace(0, len(calls) - 1, number)]
+    return found
+
+
+def kill_often(
+    framework: str, server: ForkServer, place: Path, kills: int, in_saves: tuple[int, int, int]
+) -> tuple[int, int]:
+    """Kill runs and let them go on; return how many kills there were, and how many runs ended.
+
+    The first kills are in saves, the others at random instants: some steps after the start and a
+    moment longer than a save takes, or, one time in four, at any time of a child that starts.
     """
-    expected = whole(zygote, framework, place)
-    random = np.random.default_rng(seed)
-    points, done, runs, named = sorted(POINTS, key=lambda point: point == GONE_BACK), 0, 0, 0
+    expected = whole(server, framework, place)
+    orders = moments(place / f"whole {framework}", place / f"scratch {framework} {kills}", in_saves)
+    random = np.random.default_rng(kills)
+    done, runs = 0, 0
     while done < kills:
-        run = place / f"run {seed} {framework} {runs}"
+        run = place / f"run {kills} {framework} {runs}"
         while not is_saved(run / MODEL_FOLDER):
             before, damaged = newest(run)[0], False
             order: dict[str, Any] = {}
-            if done == kills:
-                pass
-            elif points and (before or points[0] != GONE_BACK):
-                damaged = points[0] == GONE_BACK
-                order = {"point": points[0], "count": 1 if damaged else int(random.integers(1, 4))}
+            if orders and (before or not orders[0]["damaged"]):
+                order = orders[0] | {"count": 0}
+                damaged = order.pop("damaged")
                 if damaged:
                     (checkpoint_folders(run / CHECKPOINTS_FOLDER)[0] / STATE_FILE).write_bytes(b"")
-            elif random.random() < 0.25:
+                elif order["save"] == "save_checkpoint":
+                    order["count"] = int(random.integers(3))
+            elif done < kills and random.random() < 0.25:
                 order = {"after": 0, "seconds": random.uniform(0, 0.4)}
-            else:
+            elif done < kills:
                 order = {"after": int(random.integers(1, 13)), "seconds": random.uniform(0, 0.015)}
-            ended = zygote.run(*go_on(framework, place, run), **order)
+            ended = server.run(*go_on(framework, place, run), **order)
             if ended.code == 0:
                 continue
             assert ended.code == -signal.SIGKILL, ended.said
             done += 1
-            if "point" in order:
-                named += 1
-                points.pop(0)
+            if "call" in order:
+                orders.pop(0)
             step, passed_over = newest(run)
-            assert passed_over == []
+            # The damaged one is there until the run has come to its step again.
+            assert len(passed_over) <= damaged, passed_over
             if ended.step is not None:
                 # The step in flight may have been taken; what is lost then is at most one interval.
                 assert ended.step + 1 - step <= INTERVAL, (ended, step)
             assert step >= before - (INTERVAL if damaged else 0)
         assert model_digest(run) == expected
         runs += 1
-    assert points == []
-    return done, named, runs
+    assert orders == []
+    return done, runs
 
 
 @each
 def test_a_killed_run_goes_on_from_where_it_was(
-    framework: str, place: Path, zygotes: dict[str, Zygote]
+    framework: str, place: Path, servers: Callable[[str], ForkServer]
 ) -> None:
-    done, named, _ = kill_often(framework, zygotes[framework], place, KILLS, 0)
-    assert (done, named) == (KILLS, len(POINTS))
+    assert kill_often(framework, servers(framework), place, KILLS, IN_SAVES)[0] == KILLS
 
 
 @pytest.mark.evidence
-def test_a_hundred_kills(place: Path, zygotes: dict[str, Zygote]) -> None:
+def test_a_hundred_kills(place: Path, servers: Callable[[str], ForkServer]) -> None:
     rows = []
     for framework in ENGINES:
         started = time.perf_counter()
-        done, named, runs = kill_often(framework, zygotes[framework], place, KILLS_OF_EVIDENCE, 1)
-        rows.append(
-            [
-                framework,
-                done,
-                named,
-                done - named,
-                runs,
-                runs,
-                f"{time.perf_counter() - started:.0f} s",
-            ]
+        done, runs = kill_often(
+            framework, servers(framework), place, KILLS_OF_EVIDENCE, IN_SAVES_OF_EVIDENCE
         )
+        seconds = f"{time.perf_counter() - started:.0f} s"
+        in_saves = sum(IN_SAVES_OF_EVIDENCE)
+        rows.append([framework, done, in_saves, done - in_saves, runs, runs, seconds])
     write_section(
         "kills",
         [
             "backend",
             "kills",
-            "at a named moment",
+            "in a save",
             "at a random instant",
             "runs",
             "runs with the SHA-256 of the whole run",
@@ -223,18 +245,22 @@ def test_a_hundred_kills(place: Path, zygotes: dict[str, Zygote]) -> None:
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
 )
 def test_a_run_that_is_asked_to_end_keeps_every_step(
-    framework: str, number: signal.Signals, code: int, place: Path, zygotes: dict[str, Zygote]
+    framework: str,
+    number: signal.Signals,
+    code: int,
+    place: Path,
+    servers: Callable[[str], ForkServer],
 ) -> None:
-    run, zygote = place / f"{number.name} {framework}", zygotes[framework]
-    expected = whole(zygote, framework, place)
-    ended = zygote.run(
+    run, server = place / f"{number.name} {framework}", servers(framework)
+    expected = whole(server, framework, place)
+    ended = server.run(
         *line(framework, place, run), after=11, do=lambda child: os.kill(child, number)
     )
     assert ended.code == code, ended.said
     assert ended.said.splitlines()[-1].startswith("pe: error: ")
     assert ended.step is not None
     assert newest(run) == (ended.step + 1, [])
-    assert zygote.run("resume", run).code == 0
+    assert server.run("resume", run).code == 0
     assert model_digest(run) == expected
 
 
@@ -275,11 +301,11 @@ def require_one_line(ended: Ended, path: Path) -> None:
 
 @each
 def test_a_full_disk_leaves_the_last_checkpoint(
-    framework: str, place: Path, zygotes: dict[str, Zygote]
+    framework: str, place: Path, servers: Callable[[str], ForkServer]
 ) -> None:
-    zygote, expected = zygotes[framework], whole(zygotes[framework], framework, place)
+    server, expected = servers(framework), whole(servers(framework), framework, place)
     with small_disk(place) as (folder, order, reason):
-        ended = zygote.run(*line(framework, place, folder / "run"), **order)
+        ended = server.run(*line(framework, place, folder / "run"), **order)
         require_one_line(ended, folder / "run")
         assert reason in ended.said
         assert ended.step is not None
@@ -287,28 +313,28 @@ def test_a_full_disk_leaves_the_last_checkpoint(
         assert (step > 0, passed_over) == (True, [])
         assert ended.step + 1 - step <= INTERVAL
         shutil.copytree(folder / "run", place / f"roomy {framework}")
-    assert zygote.run("resume", place / f"roomy {framework}").code == 0
+    assert server.run("resume", place / f"roomy {framework}").code == 0
     assert model_digest(place / f"roomy {framework}") == expected
 
 
 @each
 def test_a_lost_permission_leaves_the_last_checkpoint(
-    framework: str, place: Path, zygotes: dict[str, Zygote]
+    framework: str, place: Path, servers: Callable[[str], ForkServer]
 ) -> None:
-    zygote, expected, folder = (
-        zygotes[framework],
-        whole(zygotes[framework], framework, place),
+    server, expected, folder = (
+        servers(framework),
+        whole(servers(framework), framework, place),
         place / f"lost {framework}",
     )
     folder.mkdir()
     folder.chmod(0o555)
     require_one_line(
-        zygote.run(*line(framework, place, folder / "run"), bound=True), folder / "run"
+        server.run(*line(framework, place, folder / "run"), bound=True), folder / "run"
     )
     assert list(folder.iterdir()) == []
     folder.chmod(0o755)
     checkpoints = folder / "run" / CHECKPOINTS_FOLDER
-    ended = zygote.run(
+    ended = server.run(
         *line(framework, place, folder / "run"),
         bound=True,
         after=11,
@@ -319,8 +345,8 @@ def test_a_lost_permission_leaves_the_last_checkpoint(
     assert (step > 0, passed_over) == (True, [])
     assert ended.step is not None
     assert ended.step + 1 - step <= INTERVAL
-    require_one_line(zygote.run("resume", folder / "run", bound=True), checkpoints)
+    require_one_line(server.run("resume", folder / "run", bound=True), checkpoints)
     assert newest(folder / "run") == (step, [])
     checkpoints.chmod(0o755)
-    assert zygote.run("resume", folder / "run", bound=True).code == 0
+    assert server.run("resume", folder / "run", bound=True).code == 0
     assert model_digest(folder / "run") == expected

@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 
 from parity_tests.cases import ENGINES
+from parity_tests.saved_folders import digests
 from pe_core import ComputeConfig, Features, LearnedTable, ModelConfig, TrainConfig
 from pe_core.data import Batch, Dataset, dummy
 from pe_core.model.config import Precision
 from pe_core.model.initial import initial_arrays
 from pe_core.storage.checkpoint import (
     Checkpoint,
-    CheckpointError,
     checkpoint_folders,
     load_checkpoint,
     save_checkpoint,
 )
-from pe_core.storage.model_directory import digest
+from pe_core.storage.files import DamagedError
 from pe_core.training.engine import Engine
 from pe_core.training.loop import TrainResult, train
 from pe_core.training.run_directory import (
@@ -133,7 +133,7 @@ def test_resumed_run_is_the_same_run(
         assert (part.finished, part.steps) == (False, stop)
     last = go(framework, tmp_path / "run", resume=True)
     assert last.finished
-    assert digest(last.arrays) == digest(whole(framework).arrays)
+    assert digests(last.arrays) == digests(whole(framework).arrays)
     assert told(last) == told(whole(framework))
     assert len((tmp_path / "run" / METRICS_FILE).read_text().splitlines()) == STEPS + TRAIN.epochs
 
@@ -149,9 +149,9 @@ def test_a_run_that_changes_sides_ends_on_the_same_bits(
     last = go(sides[len(stops) % 2], tmp_path / "run", "float64", resume=True)
     for framework in ENGINES:
         expected = whole(framework, "float64").arrays
-        assert digest(
+        assert digests(
             {name: array.astype(np.float32) for name, array in last.arrays.items()}
-        ) == digest({name: array.astype(np.float32) for name, array in expected.items()})
+        ) == digests({name: array.astype(np.float32) for name, array in expected.items()})
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
@@ -206,8 +206,8 @@ def test_no_item_of_the_state_can_be_missing(control: str, framework: str, tmp_p
     CONTROLS[control](found.arrays, found.record)
     save_checkpoint(tmp_path / "run" / CHECKPOINTS_FOLDER, found)
     last = go(framework, tmp_path / "run", resume=True)
-    assert (digest(last.arrays), told(last)) != (
-        digest(whole(framework).arrays),
+    assert (digests(last.arrays), told(last)) != (
+        digests(whole(framework).arrays),
         told(whole(framework)),
     )
 
@@ -217,7 +217,7 @@ def test_a_step_counted_wrong_is_another_run(tmp_path: Path) -> None:
     go("torch", tmp_path / "run", stop_at=6)
     found = state(tmp_path / "run")
     save_checkpoint(tmp_path / "run" / CHECKPOINTS_FOLDER, dataclasses.replace(found, step=7))
-    assert digest(go("torch", tmp_path / "run", resume=True).arrays) != digest(
+    assert digests(go("torch", tmp_path / "run", resume=True).arrays) != digests(
         whole("torch").arrays
     )
 
@@ -249,7 +249,7 @@ def test_checkpoints_are_never_older_than_the_interval(tmp_path: Path) -> None:
         )
     assert state(tmp_path / "run").step == 6
     last = go("torch", tmp_path / "run", resume=True)
-    assert digest(last.arrays) == digest(whole("torch").arrays)
+    assert digests(last.arrays) == digests(whole("torch").arrays)
     assert len((tmp_path / "run" / METRICS_FILE).read_text().splitlines()) == STEPS + TRAIN.epochs
 
 
@@ -266,7 +266,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path) -> None:
             notes.append(text)
 
     last = go("torch", tmp_path / "run", resume=True, reporter=Noting())
-    assert digest(last.arrays) == digest(whole("torch").arrays)
+    assert digests(last.arrays) == digests(whole("torch").arrays)
     assert len(notes) == 1
     assert "passed over a checkpoint" in notes[0]
     assert "step-000000009" in notes[0]
@@ -288,7 +288,7 @@ def test_a_checkpoint_of_another_run_is_refused(
     options: dict[str, Any] = {"train": TRAIN, "compute": ComputeConfig(), "data": data()} | changes
     if options["data"] == "other":
         options["data"] = dataclasses.replace(data(), train=data().train.take(np.arange(50)[::-1]))
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(DamagedError, match=message):
         train(
             ENGINES["torch"],
             CONFIG,
@@ -311,7 +311,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_begins_again(tmp_path: Pat
     go("torch", tmp_path / "run", stop_at=1)
     shutil.rmtree(tmp_path / "run" / CHECKPOINTS_FOLDER)
     last = go("torch", tmp_path / "run", resume=True)
-    assert digest(last.arrays) == digest(whole("torch").arrays)
+    assert digests(last.arrays) == digests(whole("torch").arrays)
     assert len((tmp_path / "run" / METRICS_FILE).read_text().splitlines()) == STEPS + TRAIN.epochs
 
 
@@ -320,7 +320,6 @@ def test_a_run_without_a_checkpoint_that_holds_is_refused(tmp_path: Path) -> Non
     for path in checkpoint_folders(tmp_path / "run" / CHECKPOINTS_FOLDER):
         (path / "state.safetensors").write_bytes(b"")
     with pytest.raises(
-        CheckpointError,
         match=r"has no checkpoint to go on from \(.*step-000000004.*\); train again",
     ):
         go("torch", tmp_path / "run", resume=True)
