@@ -86,7 +86,7 @@ def state_folder(folder: Path) -> Path:
 
 def find(folder: Path, file: str) -> Path:
     """Return where a file of a model or run is."""
-    return next(path for path in folder.rglob(file) if ".new" not in str(path))
+    return next(folder.rglob(file))
 
 
 READERS: dict[str, Callable[[Path], Digests]] = {"model": read_model, "run": read_state}

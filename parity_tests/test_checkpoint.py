@@ -131,6 +131,17 @@ def test_every_call_of_a_save_may_fail(last: int, code: int, tmp_path: Path) -> 
     assert {"mkdir", "open", "write", "fsync", "rename", "unlink", "rmdir"} <= set(calls)
 
 
+def test_bytes_are_on_the_disk_before_their_names(tmp_path: Path) -> None:
+    """The state, the manifest and their folder are synced, then the folder is renamed, and then the
+    folder of checkpoints is synced.
+    """
+    with acting_at(-1, lambda: None) as calls:
+        save_checkpoint(tmp_path, checkpoint())
+    order = [call for call in calls if call in ("write", "fsync", "rename")]
+    last = len(order) - order[::-1].index("write")
+    assert order[last:] == ["fsync", "fsync", "fsync", "rename", "fsync"]
+
+
 def test_what_a_stopped_save_left_goes(tmp_path: Path) -> None:
     """Links are not followed, neither to be read nor to be removed."""
     (tmp_path / "precious").mkdir()

@@ -12,7 +12,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -52,59 +51,50 @@ WORDS = (
     "--d-model=12", "--num-heads=3", "--num-layers=1", "--d-ff=20", "--dropout=0.1", "--batch-size=6", "--epochs=12",
     f"--checkpoint-every={INTERVAL}",
 )  # fmt: skip
-each = pytest.mark.parametrize("framework", list(ENGINES))
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("runs")
-    np.savez(
-        path / "data.npz",
-        inputs=normal(derive(0, 94), (45, LENGTH, FEATURES)).astype(np.float32),
-        labels=np.arange(45) % 2,
-    )
-    return path
+class Runs:
+    """Runs of one framework, and the process that makes them."""
+
+    def __init__(self, framework: str, place: Path) -> None:
+        self.framework, self.place = framework, place
+        np.savez(
+            place / "data.npz",
+            inputs=normal(derive(0, 94), (45, LENGTH, FEATURES)).astype(np.float32),
+            labels=np.arange(45) % 2,
+        )
+        self.server = ForkServer(framework, place)
+        # The run that is left alone also fills the cache of compiled functions.
+        ended = self.begin("whole")
+        assert (ended.code, ended.step) == (0, STEPS - 1), ended.said
+        self.expected = self.digest("whole")
+
+    def begin(self, name: str, **order: Any) -> Ended:
+        """Begin a run."""
+        data, out = f"--data={self.place / 'data.npz'}", f"--out={self.place / name}"
+        return self.server.run("train", f"--framework={self.framework}", data, *WORDS, out, **order)
+
+    def go_on(self, name: str, **order: Any) -> Ended:
+        """Go on with a run, or begin it if nothing was written yet."""
+        run = self.place / name
+        if (run / CONFIG_FILE).is_file():
+            return self.server.run("resume", run, f"--checkpoint-every={INTERVAL}", **order)
+        shutil.rmtree(run, ignore_errors=True)
+        return self.begin(name, **order)
+
+    def digest(self, name: str) -> str:
+        """Return the SHA-256 of the weights at the end."""
+        weights = self.place / name / MODEL_FOLDER / WEIGHTS_FILE
+        return sha256(weights.read_bytes()).hexdigest()
 
 
-@pytest.fixture(scope="module")
-def servers(place: Path) -> Iterator[Callable[[str], ForkServer]]:
-    """Give a fork server for a framework, which is started when it is first asked for."""
-    started: dict[str, ForkServer] = {}
-
-    def server(framework: str) -> ForkServer:
-        if framework not in started:
-            (place / f"of {framework}").mkdir()
-            started[framework] = ForkServer(framework, place / f"of {framework}")
-        return started[framework]
-
-    yield server
-    for process in started.values():
-        process.close()
-
-
-def line(framework: str, place: Path, run: Path) -> tuple[str, ...]:
-    return (
-        "train",
-        f"--framework={framework}",
-        f"--data={place / 'data.npz'}",
-        *WORDS,
-        f"--out={run}",
-    )
-
-
-def model_digest(run: Path) -> str:
-    return sha256((run / MODEL_FOLDER / WEIGHTS_FILE).read_bytes()).hexdigest()
-
-
-@cache
-def whole(server: ForkServer, framework: str, place: Path) -> str:
-    """Return the SHA-256 of the weights of the run that is left alone, which also fills the cache
-    of compiled functions.
-    """
-    run = place / f"whole {framework}"
-    ended = server.run(*line(framework, place, run))
-    assert (ended.code, ended.step) == (0, STEPS - 1), ended.said
-    return model_digest(run)
+@pytest.fixture(scope="module", params=list(ENGINES))
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Runs]:
+    found = Runs(request.param, tmp_path_factory.mktemp("runs"))
+    yield found
+    found.server.close()
 
 
 def shapes(run: Path) -> Callable[[dict[str, Any]], dict[str, tuple[int, ...]]]:
@@ -121,14 +111,15 @@ def newest(run: Path) -> tuple[int, list[str]]:
     return 0 if found is None else found.step, passed_over
 
 
-def go_on(framework: str, place: Path, run: Path) -> tuple[str, ...]:
-    """Return the command that goes on with a run; if nothing was written yet, that which begins
-    it.
+def require_recent(run: Path, ended: Ended) -> int:
+    """Return the step of the newest checkpoint, at most one interval behind the step in flight,
+    which may have been taken.
     """
-    if (run / CONFIG_FILE).is_file():
-        return ("resume", str(run), f"--checkpoint-every={INTERVAL}")
-    shutil.rmtree(run, ignore_errors=True)
-    return line(framework, place, run)
+    step, passed_over = newest(run)
+    assert (step > 0, passed_over) == (True, [])
+    assert ended.step is not None
+    assert ended.step + 1 - step <= INTERVAL
+    return step
 
 
 def moments(run: Path, scratch: Path, counts: tuple[int, int, int]) -> list[dict[str, Any]]:
@@ -159,20 +150,18 @@ def moments(run: Path, scratch: Path, counts: tuple[int, int, int]) -> list[dict
     return found
 
 
-def kill_often(
-    framework: str, server: ForkServer, place: Path, kills: int, in_saves: tuple[int, int, int]
-) -> tuple[int, int]:
-    """Kill runs and let them go on; return how many kills there were, and how many runs ended.
+def kill_often(runs: Runs, kills: int, in_saves: tuple[int, int, int]) -> int:
+    """Kill runs and let them go on until that many kills are done; return how many runs ended.
 
     The first kills are in saves, the others at random instants: some steps after the start and a
     moment longer than a save takes, or, one time in four, at any time of a child that starts.
     """
-    expected = whole(server, framework, place)
-    orders = moments(place / f"whole {framework}", place / f"scratch {framework} {kills}", in_saves)
+    orders = moments(runs.place / "whole", runs.place / f"scratch {kills}", in_saves)
     random = np.random.default_rng(kills)
-    done, runs = 0, 0
+    done, number = 0, 0
     while done < kills:
-        run = place / f"run {kills} {framework} {runs}"
+        name = f"run {kills} {number}"
+        run = runs.place / name
         while not is_saved(run / MODEL_FOLDER):
             before, damaged = newest(run)[0], False
             order: dict[str, Any] = {}
@@ -187,7 +176,7 @@ def kill_often(
                 order = {"after": 0, "seconds": random.uniform(0, 0.4)}
             elif done < kills:
                 order = {"after": int(random.integers(1, 13)), "seconds": random.uniform(0, 0.015)}
-            ended = server.run(*go_on(framework, place, run), **order)
+            ended = runs.go_on(name, **order)
             if ended.code == 0:
                 continue
             assert ended.code == -signal.SIGKILL, ended.said
@@ -197,101 +186,76 @@ def kill_often(
             step, passed_over = newest(run)
             # The damaged one is there until the run has come to its step again.
             assert len(passed_over) <= damaged, passed_over
-            if ended.step is not None:
-                # The step in flight may have been taken; what is lost then is at most one interval.
-                assert ended.step + 1 - step <= INTERVAL, (ended, step)
+            # The step in flight may have been taken; what is lost then is at most one interval.
+            assert ended.step is None or ended.step + 1 - step <= INTERVAL, (ended, step)
             assert step >= before - (INTERVAL if damaged else 0)
-        assert model_digest(run) == expected
-        runs += 1
+        assert runs.digest(name) == runs.expected
+        number += 1
     assert orders == []
-    return done, runs
+    return number
 
 
-@each
-def test_a_killed_run_goes_on_from_where_it_was(
-    framework: str, place: Path, servers: Callable[[str], ForkServer]
-) -> None:
-    assert kill_often(framework, servers(framework), place, KILLS, IN_SAVES)[0] == KILLS
+def test_a_killed_run_goes_on_from_where_it_was(runs: Runs) -> None:
+    assert kill_often(runs, KILLS, IN_SAVES) > 0
 
 
 @pytest.mark.evidence
-def test_a_hundred_kills(place: Path, servers: Callable[[str], ForkServer]) -> None:
+def test_a_hundred_kills(tmp_path: Path) -> None:
     rows = []
     for framework in ENGINES:
+        (tmp_path / framework).mkdir()
+        runs = Runs(framework, tmp_path / framework)
         started = time.perf_counter()
-        done, runs = kill_often(
-            framework, servers(framework), place, KILLS_OF_EVIDENCE, IN_SAVES_OF_EVIDENCE
-        )
+        ended = kill_often(runs, KILLS_OF_EVIDENCE, IN_SAVES_OF_EVIDENCE)
         seconds = f"{time.perf_counter() - started:.0f} s"
+        runs.server.close()
         in_saves = sum(IN_SAVES_OF_EVIDENCE)
-        rows.append([framework, done, in_saves, done - in_saves, runs, runs, seconds])
-    write_section(
-        "kills",
-        [
-            "backend",
-            "kills",
-            "in a save",
-            "at a random instant",
-            "runs",
-            "runs with the SHA-256 of the whole run",
-            "time",
-        ],
-        rows,
-    )
+        rows.append(
+            [framework, KILLS_OF_EVIDENCE, in_saves, KILLS_OF_EVIDENCE - in_saves, ended, seconds]
+        )
+    columns = ["backend", "kills", "in a save", "at a random instant", "runs", "time"]
+    write_section("kills", columns, rows)
 
 
-@each
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
 )
 def test_a_run_that_is_asked_to_end_keeps_every_step(
-    framework: str,
-    number: signal.Signals,
-    code: int,
-    place: Path,
-    servers: Callable[[str], ForkServer],
+    number: signal.Signals, code: int, runs: Runs
 ) -> None:
-    run, server = place / f"{number.name} {framework}", servers(framework)
-    expected = whole(server, framework, place)
-    ended = server.run(
-        *line(framework, place, run), after=11, do=lambda child: os.kill(child, number)
-    )
+    ended = runs.begin(number.name, after=11, do=lambda child: os.kill(child, number))
     assert ended.code == code, ended.said
     assert ended.said.splitlines()[-1].startswith("pe: error: ")
     assert ended.step is not None
-    assert newest(run) == (ended.step + 1, [])
-    assert server.run("resume", run).code == 0
-    assert model_digest(run) == expected
+    assert newest(runs.place / number.name) == (ended.step + 1, [])
+    assert runs.go_on(number.name).code == 0
+    assert runs.digest(number.name) == runs.expected
 
 
 @contextmanager
-def small_disk(place: Path) -> Iterator[tuple[Path, dict[str, Any], str]]:
-    """A folder with room for a run but not for its last checkpoints, what a child is told for that,
-    and what the kernel will say.
+def small_disk(folder: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """Make a folder with room for a run but not for its last checkpoints; give what a child is
+    ordered for that, and what the kernel will say.
 
-    A file system of its own where this process may mount one; elsewhere a limit on the size of a
+    It is a file system of its own if this process may mount one, else a limit on the size of a
     file, which stops a write half way too.
     """
-    folder = place / "small"
     folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", folder],
-        capture_output=True,
-        check=False,
-    )
+    mount = ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(folder)]
+    mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
     try:
-        if mounted.returncode == 0:
-            yield folder, {}, "no space left on device"
+        if mounted:
+            yield {}, "no space left on device"
         else:
-            yield folder, {"largest_file": 6000}, "file too large"
+            yield {"largest_file": 6000}, "file too large"
     finally:
-        if mounted.returncode == 0:
+        if mounted:
             subprocess.run(["umount", folder], check=True)
         shutil.rmtree(folder)
 
 
 def require_one_line(ended: Ended, path: Path) -> None:
-    """The end of a run that could not write: bad input, one line, the path and the remedy."""
+    """Require the end of a run that could not write: one line with the path and the remedy."""
     assert ended.code == 2, ended.said
     last = ended.said.splitlines()[-1]
     assert last.startswith(f"pe: error: {path}"), ended.said
@@ -299,54 +263,31 @@ def require_one_line(ended: Ended, path: Path) -> None:
     assert "Traceback" not in ended.said
 
 
-@each
-def test_a_full_disk_leaves_the_last_checkpoint(
-    framework: str, place: Path, servers: Callable[[str], ForkServer]
-) -> None:
-    server, expected = servers(framework), whole(servers(framework), framework, place)
-    with small_disk(place) as (folder, order, reason):
-        ended = server.run(*line(framework, place, folder / "run"), **order)
-        require_one_line(ended, folder / "run")
+def test_a_full_disk_leaves_the_last_checkpoint(runs: Runs) -> None:
+    small = runs.place / "small"
+    with small_disk(small) as (order, reason):
+        ended = runs.begin("small/run", **order)
+        require_one_line(ended, small / "run")
         assert reason in ended.said
-        assert ended.step is not None
-        step, passed_over = newest(folder / "run")
-        assert (step > 0, passed_over) == (True, [])
-        assert ended.step + 1 - step <= INTERVAL
-        shutil.copytree(folder / "run", place / f"roomy {framework}")
-    assert server.run("resume", place / f"roomy {framework}").code == 0
-    assert model_digest(place / f"roomy {framework}") == expected
+        require_recent(small / "run", ended)
+        shutil.copytree(small / "run", runs.place / "roomy")
+    assert runs.go_on("roomy").code == 0
+    assert runs.digest("roomy") == runs.expected
 
 
-@each
-def test_a_lost_permission_leaves_the_last_checkpoint(
-    framework: str, place: Path, servers: Callable[[str], ForkServer]
-) -> None:
-    server, expected, folder = (
-        servers(framework),
-        whole(servers(framework), framework, place),
-        place / f"lost {framework}",
-    )
+def test_a_lost_permission_leaves_the_last_checkpoint(runs: Runs) -> None:
+    folder = runs.place / "lost"
     folder.mkdir()
     folder.chmod(0o555)
-    require_one_line(
-        server.run(*line(framework, place, folder / "run"), bound=True), folder / "run"
-    )
+    require_one_line(runs.begin("lost/run", bound=True), folder / "run")
     assert list(folder.iterdir()) == []
     folder.chmod(0o755)
     checkpoints = folder / "run" / CHECKPOINTS_FOLDER
-    ended = server.run(
-        *line(framework, place, folder / "run"),
-        bound=True,
-        after=11,
-        do=lambda child: checkpoints.chmod(0o555),
-    )
+    ended = runs.begin("lost/run", bound=True, after=11, do=lambda child: checkpoints.chmod(0o555))
     require_one_line(ended, checkpoints)
-    step, passed_over = newest(folder / "run")
-    assert (step > 0, passed_over) == (True, [])
-    assert ended.step is not None
-    assert ended.step + 1 - step <= INTERVAL
-    require_one_line(server.run("resume", folder / "run", bound=True), checkpoints)
+    step = require_recent(folder / "run", ended)
+    require_one_line(runs.go_on("lost/run", bound=True), checkpoints)
     assert newest(folder / "run") == (step, [])
     checkpoints.chmod(0o755)
-    assert server.run("resume", folder / "run", bound=True).code == 0
-    assert model_digest(folder / "run") == expected
+    assert runs.go_on("lost/run", bound=True).code == 0
+    assert runs.digest("lost/run") == runs.expected

@@ -202,8 +202,8 @@ def test_a_folder_without_a_file_is_no_model(tmp_path: Path, label: str, file: s
 
 
 DETAILS: dict[str, tuple[dict[str, Any], str]] = {
-    "a reserved name": ({"model": 1}, "a detail is named 'model'; use letters"),
-    "no plain name": ({"a b": 1}, "a detail is named 'a b'; use letters"),
+    "a reserved name": ({"model": 1}, "a detail is named 'model'; choose another"),
+    "no plain name": ({"a b": 1}, "a detail is named 'a b'; choose another"),
     "NaN": ({"note": float("nan")}, "detail note cannot be saved as JSON"),
     "an array": ({"note": np.zeros(1)}, "detail note cannot be saved as JSON"),
 }

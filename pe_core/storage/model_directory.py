@@ -170,7 +170,8 @@ def _require_details(details: Mapping[str, Any]) -> None:
     for name, value in details.items():
         if not DETAIL.fullmatch(name) or name in RESERVED:
             raise UserValueError(
-                f"a detail is named {name[:40]!r}; use letters, digits and _, with a letter first"
+                f"a detail is named {name[:40]!r}; choose another name, of letters, digits and _, "
+                "with a letter first"
             )
         try:
             to_json({name: value})
