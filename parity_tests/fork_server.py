@@ -1,5 +1,5 @@
-"""A process that has imported a framework and forks a child for each command: a test that kills
-many pays for one import.
+"""A process that has imported a framework and forks a child for each command, so that a test that
+kills many pays for one import.
 
 JAX is imported, but its backend starts in each child: it does not survive a fork. Compiled
 functions lie in a cache on disk.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import itertools
 import json
 import os
 import resource
@@ -24,9 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pe_core.storage.checkpoint
-import pe_core.storage.tensors
+from parity_tests.system_calls import acting_at
 from pe_cli.main import main
+from pe_core.training import loop, run_directory
 from pe_core.training.backends import engine_type
 
 # What a framework imports only when a run begins.
@@ -48,8 +49,8 @@ class Ended:
     said: str
 
 
-class Zygote:
-    """The process, from outside.
+class ForkServer:
+    """The process, seen from a test.
 
     Args:
         framework: which one it imports.
@@ -58,21 +59,18 @@ class Zygote:
 
     def __init__(self, framework: str, folder: Path) -> None:
         self.said = folder / "said"
-        cache = {
-            "DIR": str(folder / "cache"),
-            "MIN_COMPILE_TIME_SECS": "0",
-            "MIN_ENTRY_SIZE_BYTES": "-1",
-        }
-        names = {"DIR": "JAX_COMPILATION_CACHE_DIR"}
         environment = {
-            names.get(name, f"JAX_PERSISTENT_CACHE_{name}"): value for name, value in cache.items()
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "parity_tests.fork_server", framework],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | environment | {"PYTHONPATH": str(Path(__file__).parents[1])},
+            env=os.environ | environment,
         )
         assert self._line() == "ready"
 
@@ -91,8 +89,8 @@ class Zygote:
             after: act when so many steps have begun; at 0, when the child is there.
             seconds: to wait before.
             do: what to do then, with the child's number; it is killed when None.
-            order: what else the child is told: `point` and `count` of the moment where it dies,
-            `largest_file`, `bound` by permissions.
+            order: what else the child does: die in the `count`-th `save` before a `call`, obey a
+                `largest_file`, be `bound` by permissions.
         """
         assert self.process.stdin is not None
         self.process.stdin.write(
@@ -132,41 +130,27 @@ def kill(child: int) -> None:
 
 
 def say(line: str) -> None:
-    """Tell the test a line in one call, so that lines of two processes do not mix: the zygote's
+    """Send the test a line in one call, so that lines of two processes do not mix; the server's
     output is kept as descriptor 0.
     """
     os.write(0, f"{line}\n".encode())
 
 
-def die_at(point: str, count: int) -> None:
-    """Kill this process when a save comes to a named point, or into the middle of a named file, for
-    the count-th time.
-    """
-    left = [count]
+def die_in(save: str, count: int, call: int) -> None:
+    """Kill this process before a call of the count-th save, both from 0."""
+    saves = {"save_checkpoint": run_directory, "save_model": loop}
+    original = getattr(saves[save], save)
+    begun = itertools.count()
 
-    def reached(name: str) -> None:
-        left[0] -= name == point
-        if left[0] == 0:
-            kill(os.getpid())
+    def traced(*arguments: Any) -> Any:
+        with acting_at(call if next(begun) == count else -1, lambda: kill(os.getpid())):
+            return original(*arguments)
 
-    def half(write: Callable[..., None]) -> Callable[..., None]:
-        def written(path: Path, *parts: Any) -> None:
-            if point == f"inside {path.name}" and left[0] == 1:
-                content = b"".join(parts)
-                with path.open("r+b" if path.exists() else "wb") as file:
-                    file.write(content[: len(content) // 2])
-            reached(f"inside {path.name}")
-            write(path, *parts)
-
-        return written
-
-    pe_core.storage.checkpoint.fault_point = reached
-    for module in (pe_core.storage.checkpoint, pe_core.storage.tensors):
-        module.write_synced = half(module.write_synced)  # type: ignore[attr-defined]
+    setattr(saves[save], save, traced)
 
 
 def obey(order: dict[str, Any], engine: Any) -> int:
-    """Run one command in this process, as the order has it, and return its exit code."""
+    """Run one command in this process as ordered, and return its exit code."""
     take = engine.train_step
 
     def train_step(self: Any, batch: Any, step: int) -> Any:
@@ -177,13 +161,12 @@ def obey(order: dict[str, Any], engine: Any) -> int:
     said = os.open(order["said"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(said, stream)
-    if "point" in order:
-        die_at(order["point"], order["count"])
+    if "save" in order:
+        die_in(order["save"], order["count"], order["call"])
     if "largest_file" in order:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"], order["largest_file"]))
     if "bound" in order and os.getuid() == 0:
-        # Permissions bind the superuser once it has laid down all its capabilities: capset, of
-        # version 3, for this process.
+        # Permissions bind the superuser once it has dropped all capabilities: capset, version 3.
         assert ctypes.CDLL(None).capset(struct.pack("2I", 0x20080522, 0), bytes(24)) == 0
     return main(order["arguments"])
 

@@ -19,12 +19,12 @@ import torch
 import pe_flax.engine
 import pe_torch.engine
 from parity_tests.cases import ENGINES, FEATURES, LENGTH, small_config
+from parity_tests.saved_folders import Digests, digests
 from pe_core import ComputeConfig, TrainConfig
 from pe_core.data import Batch, Dataset, Sequences
 from pe_core.model.initial import initial_arrays
 from pe_core.model.random import derive, normal
 from pe_core.storage.checkpoint import newest_checkpoint
-from pe_core.storage.model_directory import digest
 from pe_core.training.engine import Engine, EngineType
 from pe_core.training.loop import NotFiniteError, TrainResult, train
 from pe_core.training.run_directory import CHECKPOINTS_FOLDER, METRICS_FILE, checkpoint_shapes
@@ -56,13 +56,13 @@ class Watched:
     def __init__(self, engine: Engine, change: Callable[[Batch], Batch]) -> None:
         self.engine = engine
         self.change = change
-        self.before: dict[int, str] = {}
+        self.before: dict[int, Digests] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
     def train_step(self, batch: Batch, step: int) -> Any:
-        self.before[step] = digest(self.engine.weights())
+        self.before[step] = digests(self.engine.weights())
         return self.engine.train_step(self._changed(batch, step), step)
 
     def taps(self, batch: Batch, step: int | None = None) -> dict[str, np.ndarray]:
@@ -157,14 +157,14 @@ def begin(name: str, change: Callable[[Batch], Batch], *, bad_gradient: bool = F
 
 
 @cache
-def whole(name: str) -> tuple[str, str]:
+def whole(name: str) -> tuple[Digests, Digests]:
     """The digests of the weights of the run without a bad number, at its end and before the bad
     step.
     """
     watched = begin(name, as_it_is)
     result = go(watched)
     assert result.steps == STEPS
-    return digest(result.arrays), watched.before[BAD]
+    return digests(result.arrays), watched.before[BAD]
 
 
 def shapes(record: dict[str, Any]) -> Mapping[str, tuple[int, ...]]:
@@ -183,7 +183,7 @@ def test_the_run_stops_before_the_update_and_goes_on(way: str, name: str, tmp_pa
     ) as raised:
         go(watched, out=tmp_path / "run", checkpoint_every=INTERVAL)
     assert "\n" not in str(raised.value)
-    assert digest(watched.weights()) == before
+    assert digests(watched.weights()) == before
     found, passed_over = newest_checkpoint(tmp_path / "run" / CHECKPOINTS_FOLDER, shapes)
     assert found is not None
     assert (found.step, passed_over) == (BAD - BAD % INTERVAL, [])
@@ -192,4 +192,4 @@ def test_the_run_stops_before_the_update_and_goes_on(way: str, name: str, tmp_pa
     ]
     assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(BAD))
     last = go(begin(name, as_it_is), out=tmp_path / "run", checkpoint_every=INTERVAL, resume=True)
-    assert digest(last.arrays) == at_the_end
+    assert digests(last.arrays) == at_the_end

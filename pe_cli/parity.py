@@ -13,7 +13,7 @@ from pe_cli.reporting import check_json, console, write_json
 from pe_core.encodings import ENCODINGS, parse_encoding
 from pe_core.errors import UserValueError, require_integer, require_one_of
 from pe_core.model.config import PRECISIONS, ModelConfig, Precision
-from pe_core.storage.files import read_json
+from pe_core.storage.strict_json import read_json
 from pe_core.training.backends import count_weights, versions
 from pe_parity.calibrate import CASES
 from pe_parity.check import DEFAULT_LENGTH, ParityCheck, check_parity, default_model

@@ -11,7 +11,6 @@ from pe_cli.train import conclude
 from pe_core.data import load, steps_per_epoch
 from pe_core.errors import UserValueError, require_integer, require_one_of
 from pe_core.model.config import ComputeConfig, ModelConfig
-from pe_core.storage.files import SIGNATURE, require_signature
 from pe_core.storage.model_directory import is_saved
 from pe_core.training.backends import backends, engine_type, require_backend
 from pe_core.training.config import TrainConfig
@@ -27,7 +26,6 @@ FIELDS: Final = {
     "framework",
     "source",
     "versions",
-    SIGNATURE,
 }
 
 
@@ -73,9 +71,8 @@ def run(options: ResumeOptions) -> int:
             raise UserValueError(f"unknown field {min(unknown)[:40]!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise UserValueError(
-            f"{directory.path / CONFIG_FILE} is not that of a run ({error}); restore it from a copy"
+            f"{directory.path / CONFIG_FILE} is not that of a run ({error}); correct it"
         ) from None
-    require_signature(directory.path / CONFIG_FILE, record)
     require_backend(framework)
     if is_saved(directory.path / MODEL_FOLDER):
         raise UserValueError(

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from pe_core.errors import UserValueError
-from pe_core.storage.files import read_object, write_file
+from pe_core.storage.files import write_file
+from pe_core.storage.strict_json import read_object
 
 FOLDER: Final = "evidence"
 RAW: Final = "raw"

@@ -1,1 +1,1 @@
-"""Files: whole or not at all, read strictly, without pickle."""
+"""Files that are whole or not there, read strictly and without pickle."""

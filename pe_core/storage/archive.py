@@ -1,6 +1,4 @@
-"""`.npz` archives, read and written safely: nothing is unpickled, nothing larger than it says, and
-a file is whole or not there.
-"""
+"""`.npz` archives, read without unpickling and within a size, and written whole or not at all."""
 
 from __future__ import annotations
 
@@ -25,12 +23,13 @@ def read_archive(
 
     Args:
         path: the file.
-        check_names: is given the names before any array is read, and may raise.
-        max_bytes: an archive that would unpack to more is refused before it is.
+        check_names: is called with the names before any array is read, and may raise.
+        max_bytes: refuse an archive that would unpack to more, before it is unpacked.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no archive, damaged, too large, or holds Python objects; names the file.
+        ValueError: it is not an archive, is damaged or too large, or holds Python objects; the
+            message names the file.
     """
     if not path.is_file():
         raise UserFileNotFoundError(f"{path}: no such file; check the path")
@@ -86,8 +85,8 @@ def _array(path: Path, archive: zipfile.ZipFile, name: str, member: zipfile.ZipI
 
 
 def _check_size(content: bytes) -> None:
-    """Raise where a header promises more numbers than follow it: they would be allocated before
-    they are missed.
+    """Raise a ValueError if a header promises more numbers than follow it: NumPy would allocate
+    them before it misses them.
     """
     stream = io.BytesIO(content)
     read_header = {

@@ -1,14 +1,15 @@
-"""A run's state on disk: whole or not at all, digested, and the same for every framework.
+"""The state of a run on disk, the same for every framework.
 
 A checkpoint is a folder `step-N` with `state.safetensors` and `manifest.json`. It is written under
-another name, the manifest last, synced, and renamed; so a folder of the right name is complete
-unless its bytes were damaged later, which its digests tell.
+another name, synced and renamed, so a folder of the right name is complete unless its bytes were
+damaged later, which its digests show.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,27 +18,30 @@ from typing import Any, Final
 import numpy as np
 
 from pe_core.storage.files import (
-    SIGNATURE,
     DamagedError,
     naming,
-    read_json,
-    require_signature,
-    signed_json,
-    sync_folder,
-    write_synced,
+    new_folder,
+    remove_folder,
+    remove_leftovers,
+    write_parts,
 )
-from pe_core.storage.tensors import array_digest, open_tensors, write_tensors
+from pe_core.storage.strict_json import read_object, to_json
+from pe_core.storage.tensors import open_tensors, require_digests, require_finite, write_tensors
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 STATE_FILE: Final = "state.safetensors"
 MANIFEST_FILE: Final = "manifest.json"
 KEPT: Final = 3
-NAME: Final = re.compile(r"step-(\d{1,18})", re.ASCII)
-FIELDS: Final = {"format", "step", "record", "header", "tensors", SIGNATURE}
-
-
-class CheckpointError(DamagedError):
-    """A checkpoint that is damaged, of another format, or not this run's."""
+PREFIX: Final = "step-"
+NAME: Final = re.compile(PREFIX + r"\d{1,18}", re.ASCII)
+SEAL: Final = "sha256"
+# Format 1 kept the digests of the tensors in the manifest, and its seal was of another kind. That
+# one is not checked: every other field is compared with the folder, the run or the state.
+FIELDS: Final = {
+    1: {"format", "step", "record", "header", "tensors", SEAL},
+    2: {"format", "step", "record", "header", SEAL},
+}
+Expected = Callable[[dict[str, Any]], Mapping[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -55,79 +59,34 @@ class Checkpoint:
     record: dict[str, Any]
 
 
-def fault_point(name: str) -> None:
-    """Do nothing; a test replaces this to stop the process between two moments of a save."""
-
-
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint into the folder of a run's checkpoints, keep the newest few, and return
-    where it is.
+    """Write a checkpoint into the folder of a run's checkpoints, remove all but the newest few, and
+    return where it is.
 
     Raises:
-        OSError: the disk is full or may not be written to; the path is named, and the newest
-        checkpoint is untouched.
+        OSError: the disk is full or may not be written to; the path is named, and the checkpoints
+        that were there are untouched.
     """
-    target = folder / f"step-{checkpoint.step:09d}"
-    beside = folder / f".{target.name}"
-    arrays = {name: np.asarray(array, order="C") for name, array in checkpoint.arrays.items()}
-    digests = {name: array_digest(array) for name, array in arrays.items()}
-    try:
-        with naming(target):
-            folder.mkdir(parents=True, exist_ok=True)
-            _clear(folder, target, beside)
-            fault_point("before the state")
-            header = write_tensors(beside / STATE_FILE, arrays)
-            fault_point("before the manifest")
+    target = folder / f"{PREFIX}{checkpoint.step:09d}"
+    with naming(target):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder, PREFIX)
+        with new_folder(target) as beside:
+            header = write_tensors(beside / STATE_FILE, checkpoint.arrays)
             manifest = {
                 "format": FORMAT,
                 "step": checkpoint.step,
                 "record": checkpoint.record,
                 "header": header,
-                "tensors": digests,
             }
-            write_synced(beside / MANIFEST_FILE, signed_json(manifest))
-            sync_folder(beside)
-            fault_point("before the rename")
-            if target.exists():
-                # Only after a run went back to an older checkpoint; the older ones are still there
-                # should this be the last moment.
-                shutil.rmtree(target)
-                fault_point("after one of the same step went")
-            beside.rename(target)
-            fault_point("after the rename")
-            sync_folder(folder)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
+            write_parts(beside / MANIFEST_FILE, [_sealed(manifest)])
+        # Those of later steps were passed over when the run went back to an older one.
+        found = checkpoint_folders(folder)
+        kept = found[found.index(target) :][:KEPT]
+        for path in found:
+            if path not in kept:
+                remove_folder(path)
     return target
-
-
-def _clear(folder: Path, target: Path, beside: Path) -> None:
-    """Make room for a checkpoint that is to be written in a folder `beside`.
-
-    The oldest one becomes that folder and is written over: new room on a disk costs more time than
-    all else, and may not be there. What a process left that was stopped in a save serves as well.
-    Checkpoints of later steps go, for they were passed over.
-    """
-    found = [path for path in checkpoint_folders(folder) if path != target]
-    later = [path for path in found if path.name > target.name]
-    left = sorted(
-        (path for path in folder.glob(".step-*") if path.is_dir() and not path.is_symlink()),
-        key=lambda path: path != beside,
-    )
-    spare = [*left, *found[len(later) :][KEPT - 1 :], *later]
-    if spare:
-        fault_point("before an old one goes")
-        spare[0].rename(beside)
-        fault_point("after an old one went")
-        # A stopped process may have left anything.
-        for path in beside.iterdir():
-            if path.name not in (STATE_FILE, MANIFEST_FILE) or not path.is_file():
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    else:
-        beside.mkdir()
-    for path in spare[1:]:
-        shutil.rmtree(path)
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
@@ -141,13 +100,11 @@ def checkpoint_folders(folder: Path) -> list[Path]:
         for path in folder.iterdir()
         if NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
     ]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)), reverse=True)
 
 
-def newest_checkpoint(
-    folder: Path, expected: Callable[[dict[str, Any]], Mapping[str, tuple[int, ...]]]
-) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest checkpoint that holds, and why each newer one was passed over.
+def newest_checkpoint(folder: Path, expected: Expected) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest checkpoint that can be loaded, and why each newer one was passed over.
 
     Args:
         folder: of a run's checkpoints.
@@ -162,11 +119,9 @@ def newest_checkpoint(
     return None, passed_over
 
 
-def load_checkpoint(
-    path: Path, expected: Callable[[dict[str, Any]], Mapping[str, tuple[int, ...]]]
-) -> Checkpoint:
-    """Read one checkpoint; names, shapes and sizes are checked before anything is read, digests
-    before anything is returned.
+def load_checkpoint(path: Path, expected: Expected) -> Checkpoint:
+    """Read one checkpoint; check names, shapes and sizes before any array is made, and digests
+    before any is returned.
 
     Raises:
         DamagedError: which file, tensor or field is wrong.
@@ -174,54 +129,60 @@ def load_checkpoint(
     manifest_file, state_file = path / MANIFEST_FILE, path / STATE_FILE
     for file in (manifest_file, state_file):
         if not file.is_file() or file.is_symlink():
-            raise CheckpointError(f"{file} is missing or no plain file")
-    manifest = read_json(manifest_file)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else manifest
-        raise CheckpointError(
-            f"{manifest_file}: format is {str(found)[:40]}, this version reads {FORMAT}"
-        )
-    if set(manifest) != FIELDS:
-        raise CheckpointError(
-            f"{manifest_file}: fields are {str(sorted(manifest))[:160]}, not {sorted(FIELDS)}"
-        )
-    step, record, tensors = (manifest[name] for name in ("step", "record", "tensors"))
-    if isinstance(step, bool) or not isinstance(step, int) or path.name != f"step-{step:09d}":
-        raise CheckpointError(
-            f"{manifest_file}: step is {str(step)[:40]}, but the folder is {path.name}"
-        )
-    for name, value in (("record", record), ("tensors", tensors)):
-        if not isinstance(value, dict):
-            raise CheckpointError(f"{manifest_file}: {name} is not an object")
+            raise DamagedError(f"{file} is missing or no plain file")
+    manifest = _read_manifest(manifest_file)
+    step, record = manifest["step"], manifest["record"]
     try:
         shapes = dict(expected(record))
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
+        raise DamagedError(
             f"{manifest_file}: record does not fit this version or run ({error})"
         ) from None
-    require_signature(manifest_file, manifest)
     state = open_tensors(state_file)
     if set(state.shapes) != set(shapes):
-        missing, unexpected = (
-            sorted(set(shapes) - set(state.shapes)),
-            sorted(set(state.shapes) - set(shapes)),
+        missing, unexpected = set(shapes) - set(state.shapes), set(state.shapes) - set(shapes)
+        raise DamagedError(
+            f"{state_file}: missing tensors {sorted(missing)}, unexpected tensors "
+            f"{str(sorted(unexpected))[:160]}"
         )
-        raise CheckpointError(
-            f"{state_file}: missing tensors {missing}, unexpected tensors {str(unexpected)[:160]}"
-        )
-    if set(tensors) != set(shapes):
-        raise CheckpointError(f"{manifest_file}: tensors are not those of {STATE_FILE}")
     for name, shape in shapes.items():
         if state.shapes[name] != shape:
-            raise CheckpointError(
+            raise DamagedError(
                 f"{state_file}: {name} has shape {list(state.shapes[name])}, not {list(shape)}"
             )
     if state.header_digest != manifest["header"]:
-        raise CheckpointError(f"{state_file}: SHA-256 does not hold for its header")
+        raise DamagedError(f"{state_file}: the SHA-256 of its header is not that of the manifest")
     arrays = state.read()
-    for name, array in arrays.items():
-        if array_digest(array) != tensors[name]:
-            raise CheckpointError(f"{state_file}: SHA-256 does not hold for {name}")
-        if not np.isfinite(array).all():
-            raise CheckpointError(f"{state_file}: {name} holds NaN or infinity")
-    return Checkpoint(step, {name: arrays[name].copy() for name in shapes}, record)
+    require_digests(state_file, arrays, manifest.get("tensors", state.metadata))
+    require_finite(state_file, arrays)
+    return Checkpoint(step, {name: arrays[name] for name in shapes}, record)
+
+
+def _read_manifest(file: Path) -> dict[str, Any]:
+    manifest = read_object(file)
+    found = manifest.get("format")
+    if type(found) is not int or found not in FIELDS:
+        raise DamagedError(f"{file}: format is {str(found)[:40]}, this version reads 1 and 2")
+    if set(manifest) != FIELDS[found]:
+        raise DamagedError(
+            f"{file}: fields are {str(sorted(manifest))[:160]}, not {sorted(FIELDS[found])}"
+        )
+    step = manifest["step"]
+    if type(step) is not int or file.parent.name != f"{PREFIX}{step:09d}":
+        raise DamagedError(
+            f"{file}: step is {str(step)[:40]}, but the folder is {file.parent.name}"
+        )
+    for name in {"record", "tensors"} & set(manifest):
+        if not isinstance(manifest[name], dict):
+            raise DamagedError(f"{file}: {name} is not an object")
+    if found == FORMAT:
+        fields = {name: value for name, value in manifest.items() if name != SEAL}
+        if _sealed(fields) != file.read_bytes():
+            raise DamagedError(f"{file} is damaged (its SHA-256 is not the one in it)")
+    return manifest
+
+
+def _sealed(fields: Mapping[str, Any]) -> bytes:
+    """Return a manifest as JSON with a SHA-256 of its fields."""
+    seal = hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+    return to_json({**fields, SEAL: seal})

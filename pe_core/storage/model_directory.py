@@ -11,28 +11,29 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import safetensors.numpy
 
 from pe_core.errors import UserFileNotFoundError, UserValueError
 from pe_core.model.config import ModelConfig
 from pe_core.model.laws import Parameter
 from pe_core.model.parameters import parameters
-from pe_core.storage.files import (
-    SIGNATURE,
-    DamagedError,
-    read_json,
-    require_signature,
-    signed_json,
-    write_files,
+from pe_core.storage.files import DamagedError, naming, new_files, write_parts
+from pe_core.storage.strict_json import read_json, to_json
+from pe_core.storage.tensors import (
+    TensorFile,
+    open_tensors,
+    require_digests,
+    require_finite,
+    tensor_bytes,
+    write_tensors,
 )
-from pe_core.storage.tensors import array_bytes, open_tensors
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "model.safetensors"
+# "sha256" is what format 1 had: digests of the fields.
+RESERVED: Final = ("format", "model", "weights_sha256", "sha256")
 # A detail has a plain name of its own: what other libraries take for the name of a class, such as
 # __class__ or _target_, is refused.
-RESERVED: Final = ("format", "model", "weights_sha256", SIGNATURE)
 DETAIL: Final = re.compile(r"[A-Za-z]\w*", re.ASCII)
 
 
@@ -52,48 +53,38 @@ class SavedModel:
 
 
 def save_model(directory: str | os.PathLike[str], saved: SavedModel) -> None:
-    """Write a model directory; each file is written beside, synced and renamed, so none is ever
-    half there.
+    """Write a model directory, of which no file is ever half there.
 
     Raises:
         ValueError: the arrays do not fit the config, or a detail has no plain name.
+        OSError: the disk is full or may not be written to; the directory is named.
     """
-    check_arrays(parameters(saved.config), saved.arrays, "the model")
+    items = parameters(saved.config)
+    check_arrays(items, saved.arrays, "the model")
+    _require_details(saved.details)
+    arrays = {item.name: saved.arrays[item.name] for item in items}
     folder = Path(directory)
-    _require_details(saved.details, "the model")
-    folder.mkdir(parents=True, exist_ok=True)
-    # safetensors writes the memory of an array as it lies and ignores strides; only contiguous
-    # arrays come back as they were.
-    arrays = {
-        item.name: np.ascontiguousarray(saved.arrays[item.name])
-        for item in parameters(saved.config)
-    }
-    # One entry only: safetensors writes several in any order, and the same model is to give the
-    # same bytes.
-    sha256 = digest(arrays)
-    weights = safetensors.numpy.save(arrays, metadata={"sha256": sha256})
-    returned = safetensors.numpy.load(weights)
-    if any(returned[name].tobytes() != array.tobytes() for name, array in arrays.items()):
-        raise RuntimeError(
-            f"the weights did not survive writing to {folder}; this is a fault of the "
-            "safetensors package, nothing was written"
-        )
-    record = {
-        "format": FORMAT,
-        "model": saved.config.to_json(),
-        "weights_sha256": sha256,
-        **saved.details,
-    }
-    write_files({folder / WEIGHTS_FILE: weights, folder / CONFIG_FILE: signed_json(record)})
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with new_files(folder / WEIGHTS_FILE, folder / CONFIG_FILE) as (weights, config):
+            record = {
+                "format": FORMAT,
+                "model": saved.config.to_json(),
+                "weights_sha256": write_tensors(weights, arrays),
+                **saved.details,
+            }
+            write_parts(config, [to_json(record)])
 
 
 def is_saved(directory: Path) -> bool:
-    """Whether a model was saved here, and wholly: its config is written last."""
+    """Return whether a model was saved here, and wholly: its config is written last."""
     return (directory / CONFIG_FILE).is_file()
 
 
 def load_model(directory: str | os.PathLike[str]) -> SavedModel:
-    """Read a model directory.
+    """Read a model directory of this version or of the one before.
+
+    The config may have been edited: it is held to its rules and to the weights.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -109,70 +100,84 @@ def load_model(directory: str | os.PathLike[str]) -> SavedModel:
             )
     path = folder / CONFIG_FILE
     record = read_json(path)
-    if not isinstance(record, dict) or record.get("format") != FORMAT or "model" not in record:
-        found = record.get("format") if isinstance(record, dict) else record
-        if found == FORMAT:
-            raise DamagedError(f"{path} has no field model; restore it from a copy")
+    found = record.get("format") if isinstance(record, dict) else record
+    if type(found) is not int or not 1 <= found <= FORMAT:
         raise DamagedError(
-            f"{path} has format {repr(found)[:40]}, this version reads format {FORMAT}; save the "
+            f"{path} has format {repr(found)[:40]}, this version reads formats 1 and 2; save the "
             "model again"
         )
+    if "model" not in record:
+        raise DamagedError(f"{path} has no field model; restore it from a copy")
+    details = {name: value for name, value in record.items() if name not in RESERVED}
     try:
         config = ModelConfig.from_json(record["model"])
+        _require_details(details)
     except (TypeError, ValueError) as error:
         raise DamagedError(f"{path}: {error}") from None
-    details = {name: value for name, value in record.items() if name not in RESERVED}
-    _require_details(details, str(path))
-    tensors = len(open_tensors(folder / WEIGHTS_FILE).shapes)
-    if config.num_layers > tensors:
+    weights = open_tensors(folder / WEIGHTS_FILE)
+    if config.num_layers > len(weights.shapes):
         # Before the names of so many layers are made.
         raise DamagedError(
-            f"{path}: num_layers is {config.num_layers}, but {WEIGHTS_FILE} has {tensors} "
-            "tensors; restore it from a copy"
+            f"{path}: num_layers is {config.num_layers}, but {WEIGHTS_FILE} has "
+            f"{len(weights.shapes)} tensors; correct num_layers"
         )
-    arrays = read_arrays(folder / WEIGHTS_FILE, parameters(config))
-    require_signature(path, record)
-    if record.get("weights_sha256") != digest(arrays):
+    arrays = _read_weights(weights, parameters(config), found)
+    # In format 1 all weights had one digest, and the weights file had it too.
+    digest = weights.metadata["sha256"] if found == 1 else weights.header_digest
+    if record.get("weights_sha256", digest) != digest:
         raise DamagedError(
-            f"{folder / WEIGHTS_FILE} is not the one that {CONFIG_FILE} was saved with; restore "
-            "both from a copy"
+            f"{weights.path} is not the one that {CONFIG_FILE} was saved with; restore both from "
+            "a copy"
         )
     return SavedModel(config, arrays, details)
 
 
-def read_arrays(path: Path, items: tuple[Parameter, ...]) -> dict[str, np.ndarray]:
+def _read_weights(
+    weights: TensorFile, items: tuple[Parameter, ...], format: int
+) -> dict[str, np.ndarray]:
     """Return the arrays of a weights file in the canonical order, checked against names, shapes and
-    the digest in the file.
+    digests.
     """
-    file = open_tensors(path)
-    check_arrays(items, file.shapes, str(path))
-    found = file.read()
-    arrays = {item.name: found[item.name].copy() for item in items}
+    check_arrays(items, weights.shapes, str(weights.path))
+    found = weights.read()
+    arrays = {item.name: found[item.name] for item in items}
     for name, array in arrays.items():
         if array.dtype not in (np.float32, np.float64):
             raise DamagedError(
-                f"{path}: {name} holds {array.dtype}, weights are float32 or float64; save the "
-                "model again"
+                f"{weights.path}: {name} holds {array.dtype}, weights are float32 or float64; "
+                "save the model again"
             )
-        if not np.isfinite(array).all():
-            raise DamagedError(
-                f"{path}: {name} holds NaN or infinity; restore it from a copy or train again"
-            )
-    if file.metadata != {"sha256": digest(arrays)}:
+    require_finite(weights.path, arrays)
+    if format > 1:
+        require_digests(weights.path, arrays, weights.metadata)
+    elif weights.metadata != {"sha256": _digest_of_format_1(arrays)}:
         raise DamagedError(
-            f"{path} is damaged (the SHA-256 of its weights is not the one it was saved with); "
-            "restore it from a copy"
+            f"{weights.path} is damaged (the SHA-256 of its weights is not the one it was saved "
+            "with); restore it from a copy"
         )
     return arrays
 
 
-def _require_details(details: Mapping[str, Any], source: str) -> None:
-    for name in details:
+def _digest_of_format_1(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 of the names, dtypes and bytes of arrays, in the order of the names."""
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        sha.update(f"{name} {arrays[name].dtype} {arrays[name].shape}\n".encode())
+        sha.update(tensor_bytes(arrays[name]))
+    return sha.hexdigest()
+
+
+def _require_details(details: Mapping[str, Any]) -> None:
+    for name, value in details.items():
         if not DETAIL.fullmatch(name) or name in RESERVED:
-            raise DamagedError(
-                f"{source} has a detail {name[:40]!r}; a name is of letters, digits and _ and "
-                "begins with a letter"
+            raise UserValueError(
+                f"a detail is named {name[:40]!r}; choose another name, of letters, digits and _, "
+                "with a letter first"
             )
+        try:
+            to_json({name: value})
+        except (TypeError, ValueError) as error:
+            raise UserValueError(f"detail {name} cannot be saved as JSON ({error})") from None
 
 
 def check_arrays(items: Iterable[Parameter], arrays: Mapping[str, Any], source: str) -> None:
@@ -200,12 +205,3 @@ def check_arrays(items: Iterable[Parameter], arrays: Mapping[str, Any], source: 
         raise UserValueError(
             f"{source} does not fit the config; {found}; load it with the config it was saved with"
         )
-
-
-def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """Return the SHA-256 of the names, dtypes and bytes of arrays, in the order of the names."""
-    sha = hashlib.sha256()
-    for name in sorted(arrays):
-        sha.update(f"{name} {arrays[name].dtype} {arrays[name].shape}\n".encode())
-        sha.update(array_bytes(arrays[name]))
-    return sha.hexdigest()

@@ -1,5 +1,5 @@
-"""Files of tensors in the safetensors format, read strictly: all that a header claims is held
-against the file before anything is made.
+"""Files of tensors in the safetensors format, written with a SHA-256 of each tensor and read
+strictly: all that a header claims is compared with the file before any array is made.
 """
 
 from __future__ import annotations
@@ -15,13 +15,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from pe_core.storage.files import (
-    MAX_JSON_BYTES,
-    DamagedError,
-    parse_json,
-    require_plain,
-    write_synced,
-)
+from pe_core.errors import UserValueError
+from pe_core.storage.files import DamagedError, require_plain, write_parts
+from pe_core.storage.strict_json import MAX_JSON_BYTES, parse_json
 
 DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "F32": np.dtype("<f4"),
@@ -43,8 +39,8 @@ class TensorFile:
     Args:
         path: the file.
         shapes: of the tensors, by name.
-        metadata: texts that were saved with them.
-        header_digest: the SHA-256 of the header.
+        metadata: texts in the header; of our files, the SHA-256 of each tensor by its name.
+        header_digest: the SHA-256 of the header, which through the digests vouches for the file.
     """
 
     path: Path
@@ -54,18 +50,53 @@ class TensorFile:
     _places: dict[str, tuple[np.dtype[Any], int]]
 
     def read(self) -> dict[str, np.ndarray]:
-        """Return the tensors, which cannot be written to; the file is in memory once."""
-        content = self.path.read_bytes()
-        return {
-            name: np.frombuffer(content, dtype, math.prod(self.shapes[name]), place).reshape(
-                self.shapes[name]
+        """Return the tensors as they are in the file; `require_digests` checks them."""
+        arrays = {}
+        with self.path.open("rb") as file:
+            for name, (dtype, place) in self._places.items():
+                shape = self.shapes[name]
+                file.seek(place)
+                arrays[name] = np.fromfile(file, dtype, math.prod(shape)).reshape(shape)
+        return arrays
+
+
+def write_tensors(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
+    """Write tensors to a new file and return the SHA-256 of its header.
+
+    The arrays go to the file as they lie in memory: a copy of a large state costs more than its
+    digest.
+
+    Raises:
+        ValueError: an array is of another dtype than float32, float64 and int64.
+    """
+    # The format has no strides: memory in another order would be read as if it were in this one.
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    for name, array in contiguous.items():
+        if array.dtype not in CODES:
+            raise UserValueError(
+                f"{name} has dtype {array.dtype}; convert it to float32, float64 or int64"
             )
-            for name, (dtype, place) in self._places.items()
+    # Wide numbers first, so that each tensor lies at a multiple of its width.
+    order = sorted(contiguous, key=lambda name: (-contiguous[name].itemsize, name))
+    header: dict[str, Any] = {METADATA: {name: tensor_digest(contiguous[name]) for name in order}}
+    end = 0
+    for name in order:
+        array = contiguous[name]
+        header[name] = {
+            "dtype": CODES[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [end, end + array.nbytes],
         }
+        end += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    payload = (tensor_bytes(contiguous[name]) for name in order)
+    write_parts(path, [struct.pack("<Q", len(text)), text, *payload])
+    return hashlib.sha256(text).hexdigest()
 
 
 def open_tensors(path: Path) -> TensorFile:
-    """Read the header of a file and check all that it says; the tensors lie end to end and fill the
+    """Read the header of a file and check all that it says: the tensors lie end to end and fill the
     file.
 
     Raises:
@@ -107,40 +138,36 @@ def open_tensors(path: Path) -> TensorFile:
     return TensorFile(path, shapes, metadata, hashlib.sha256(text).hexdigest(), places)
 
 
-def write_tensors(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
-    """Write tensors, wait until they are on the disk, and return the SHA-256 of the header.
-
-    The arrays go to the file as they lie in memory: a copy of a large state costs more than its
-    digest.
-    """
-    # Wide numbers first, so that each tensor lies at a multiple of its width.
-    order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
-    header, end = {}, 0
-    for name in order:
-        array = arrays[name]
-        header[name] = {
-            "dtype": CODES[array.dtype],
-            "shape": list(array.shape),
-            "data_offsets": [end, end + array.nbytes],
-        }
-        end += array.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    write_synced(
-        path, struct.pack("<Q", len(text)), text, *(array_bytes(arrays[name]) for name in order)
-    )
-    return hashlib.sha256(text).hexdigest()
+def require_digests(
+    path: Path, arrays: Mapping[str, np.ndarray], digests: Mapping[str, str]
+) -> None:
+    """Raise a DamagedError that names the first tensor that is not the one that was saved."""
+    for name, array in arrays.items():
+        if digests.get(name) != tensor_digest(array):
+            raise DamagedError(
+                f"{path} is damaged (the SHA-256 of {name} is not the one it was saved with); "
+                "restore it from a copy"
+            )
 
 
-def array_digest(array: np.ndarray) -> str:
+def require_finite(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise a DamagedError that names the first tensor with NaN or infinity."""
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise DamagedError(
+                f"{path}: {name} holds NaN or infinity; restore it from a copy or train again"
+            )
+
+
+def tensor_digest(array: np.ndarray) -> str:
     """Return the SHA-256 of an array's dtype, shape and bytes."""
     sha = hashlib.sha256(f"{array.dtype.str} {array.shape}\n".encode())
-    sha.update(array_bytes(array))
+    sha.update(tensor_bytes(array))
     return sha.hexdigest()
 
 
-def array_bytes(array: np.ndarray) -> memoryview:
-    """Return the bytes of an array, without a copy where it is contiguous."""
+def tensor_bytes(array: np.ndarray) -> memoryview:
+    """Return the bytes of an array, without a copy if it is contiguous."""
     return np.asarray(array, order="C").reshape(-1).view(np.uint8).data
 
 

@@ -122,18 +122,20 @@ def train(
     directory = None if out is None else RunDirectory(out)
     if directory is not None and not resume:
         directory.create(record | (description or {}))
-    engine = engine_type(config, initial_arrays(config, options.seed), options, compute, total)
-    progress = Progress()
+    progress, state = Progress(), None
     if resume:
+        # Before the engine: a config that was edited is compared with the checkpoint before memory
+        # of its sizes is taken.
         if directory is None:
             raise UserValueError("resume needs the folder of the run; pass out")
-        arrays, progress, passed_over = directory.restore(config, record)
+        state, progress, passed_over = directory.restore(config, record)
         for reason in passed_over:
             reporter.note(f"passed over a checkpoint: {reason}")
-        if arrays is None:
+        if state is None:
             reporter.note("the run ended before its first checkpoint: it begins again")
-        else:
-            engine.restore(arrays)
+    engine = engine_type(config, initial_arrays(config, options.seed), options, compute, total)
+    if state is not None:
+        engine.restore(state)
     with stop_requests() as request:
         loop = _Loop(
             engine,

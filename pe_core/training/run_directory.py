@@ -21,13 +21,9 @@ from pe_core.errors import (
 )
 from pe_core.model.config import ModelConfig
 from pe_core.model.parameters import parameters
-from pe_core.storage.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    newest_checkpoint,
-    save_checkpoint,
-)
-from pe_core.storage.files import DamagedError, naming, read_object, signed_json, write_file
+from pe_core.storage.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from pe_core.storage.files import DamagedError, naming, write_file
+from pe_core.storage.strict_json import read_object, to_json
 
 METRICS_FILE: Final = "metrics.jsonl"
 CONFIG_FILE: Final = "config.json"
@@ -82,48 +78,57 @@ class RunDirectory:
 
     path: Path
     _lines: list[str] = field(default_factory=list)
-    # Of `metrics.jsonl` as far as it is written: a checkpoint keeps both, and a run that goes on
-    # cuts the file there.
+    # Length and SHA-256 of `metrics.jsonl` as far as it is written: a checkpoint keeps both, and a
+    # resumed run cuts the file there.
     _bytes: int = 0
     _sha: Any = field(default_factory=hashlib.sha256)
 
     def require_free(self) -> None:
-        """Raise a FileExistsError where the folder already holds something."""
+        """Raise a FileExistsError if the folder already holds something."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise UserFileExistsError(
                 f"{self.path} already exists and is not empty; choose another --out or remove it"
             )
 
     def create(self, record: dict[str, Any]) -> None:
-        """Make the folder and write what the run is.
+        """Make the folder and write its `config.json`.
+
+        Args:
+            record: what the run is, for JSON.
 
         Raises:
             FileExistsError: the folder already holds something.
         """
         self.require_free()
         self.path.mkdir(parents=True, exist_ok=True)
-        write_file(self.path / CONFIG_FILE, signed_json(record))
+        write_file(self.path / CONFIG_FILE, to_json(record))
 
     def config(self) -> dict[str, Any]:
-        """Return what the run is; the signature is for the caller to check, once the fields are.
+        """Return what `config.json` holds; its values are for the caller to check.
+
+        It may have been edited: a checkpoint says what it needs of the run.
 
         Raises:
-            FileNotFoundError, ValueError: there is no run, or its config is damaged.
+            FileNotFoundError: there is no run.
+            DamagedError: the file is not strict JSON.
         """
         if not (self.path / CONFIG_FILE).is_file():
             raise UserFileNotFoundError(
                 f"{self.path} is not the folder of a run, {CONFIG_FILE} is missing; pass one "
                 "that `pe train` wrote"
             )
-        return read_object(self.path / CONFIG_FILE)
+        record = read_object(self.path / CONFIG_FILE)
+        # Version 0.1.0 wrote digests of the fields.
+        record.pop("sha256", None)
+        return record
 
     def add(self, kind: str, record: dict[str, Any]) -> None:
         """Keep a line for `metrics.jsonl`."""
         self._lines.append(json.dumps({"kind": kind} | record, allow_nan=False) + "\n")
 
     def flush(self) -> None:
-        """Append the kept lines to `metrics.jsonl`, in one write: an interrupt leaves no half
-        line.
+        """Append the kept lines to `metrics.jsonl` in one write, so that an interrupt leaves no
+        half line.
         """
         content, self._lines = "".join(self._lines).encode(), []
         if content:
@@ -160,10 +165,10 @@ class RunDirectory:
     def restore(
         self, config: ModelConfig, record: dict[str, Any]
     ) -> tuple[dict[str, np.ndarray] | None, Progress, list[str]]:
-        """Return the engine's state and the progress of the newest checkpoint that holds, and why
-        newer ones were passed over.
+        """Return the engine's state and the progress of the newest checkpoint that can be loaded,
+        and why newer ones were passed over.
 
-        Where a run ended before its first checkpoint there is no state: it begins again. Lines of
+        A run that ended before its first checkpoint has no state: it begins again. Lines of
         `metrics.jsonl` from after the checkpoint are dropped: the run will write them again.
 
         Args:
@@ -171,8 +176,8 @@ class RunDirectory:
             record: what the state must belong to.
 
         Raises:
-            DamagedError: there are checkpoints and none holds, or the metrics are not those of the
-            checkpoint.
+            DamagedError: there are checkpoints and none can be loaded, or the metrics are not those
+                of the checkpoint.
         """
 
         def expected(found: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -182,15 +187,15 @@ class RunDirectory:
         folder = self.path / CHECKPOINTS_FOLDER
         found, passed_over = newest_checkpoint(folder, expected)
         if found is None and passed_over:
-            raise CheckpointError(
+            raise DamagedError(
                 f"{self.path} has no checkpoint to go on from ({'; '.join(passed_over)}); train "
-                "again"
+                f"again, or undo a change of {CONFIG_FILE}"
             )
         if found is None:
             try:
                 _require_same(record, self.config())
             except ValueError as error:
-                raise CheckpointError(
+                raise DamagedError(
                     f"{self.path / CONFIG_FILE} does not fit this run ({error}); train again"
                 ) from None
             self._cut_metrics(0, hashlib.sha256().hexdigest())
@@ -204,19 +209,18 @@ class RunDirectory:
         return arrays, Progress(found.step, kept, rows), passed_over
 
     def _cut_metrics(self, bytes: int, sha256: str) -> None:
-        """Cut `metrics.jsonl` where a checkpoint was; without the file, which somebody may have
-        removed, a new one begins.
+        """Cut `metrics.jsonl` where it ended at a checkpoint; if somebody removed the file, a new
+        one begins.
         """
         path = self.path / METRICS_FILE
         if not path.exists():
             return
         with path.open("rb") as file:
-            sha = hashlib.sha256(file.read(bytes))
+            sha = hashlib.sha256(file.read(min(bytes, path.stat().st_size)))
         if sha.hexdigest() != sha256:
             raise DamagedError(
                 f"{path} is damaged (the SHA-256 of its first {bytes} bytes is not that of the "
-                "checkpoint); "
-                "restore it from a copy, or remove it and go on without its lines"
+                "checkpoint); restore it from a copy, or remove it and go on without its lines"
             )
         with naming(path):
             os.truncate(path, bytes)
@@ -237,10 +241,13 @@ def checkpoint_shapes(config: ModelConfig, record: dict[str, Any]) -> dict[str, 
     Raises:
         KeyError, TypeError, ValueError: its record is not that of a run.
     """
+    metrics = record[METRICS_FILE]
+    if set(metrics) != {"bytes", "sha256"}:
+        raise UserValueError(f"{METRICS_FILE} is {str(metrics)[:80]}, not bytes and sha256")
     for name, found in (
         ("rows", record["rows"]),
         ("records", record["records"]),
-        (METRICS_FILE, record[METRICS_FILE]["bytes"]),
+        (METRICS_FILE, metrics["bytes"]),
     ):
         require_integer(name, found, 0, MAX_ROWS)
     return state_shapes(config) | {

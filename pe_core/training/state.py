@@ -1,4 +1,4 @@
-"""The state of an engine: its names, and the check that one is whole."""
+"""The names in the state of an engine, and the check that a state is complete."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def state_parts(
 ) -> tuple[dict[str, dict[str, np.ndarray]], int]:
     """Return a state's weights and moments, each by canonical name, and how many steps were taken.
 
-    Names outside of these, such as the metrics that a checkpoint keeps beside them, are left alone.
+    Other names, such as the metrics that a checkpoint holds too, are ignored.
 
     Raises:
         ValueError: missing, unexpected and misshapen names of one part, reported together, or a
-        count that is none.
+            count that is not one.
     """
     parts = {}
     for part in (WEIGHTS, FIRST, SECOND):
