@@ -20,6 +20,10 @@ class UserValueError(UserError, ValueError):
     """A value that breaks a rule."""
 
 
+class UnknownEncodingError(UserValueError):
+    """A name that no encoding of this process has; a file that holds it need not be damaged."""
+
+
 class UserTypeError(UserError, TypeError):
     """A value of the wrong type."""
 
@@ -44,11 +48,15 @@ class UserModuleNotFoundError(UserError, ModuleNotFoundError):
     """A package that is not installed."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint that names the nearest known name, or all of them when none is near."""
+def nearest(name: str, known: Iterable[str], *, otherwise: str | None = None) -> str:
+    """Return a hint that names the nearest known name, or `otherwise` when none is near; all known
+    names when that is None.
+    """
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"known: {', '.join(known)}" if otherwise is None else otherwise
 
 
 def require_one_of(what: str, value: object, known: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from pe_core.encodings.options import (
 from pe_core.encodings.registry import (
     ENCODINGS,
     check_encodings,
+    check_layer,
     encoding_from_json,
     encoding_to_json,
     parse_encoding,
@@ -40,6 +41,7 @@ __all__ = [
     "Sizes",
     "T5Bias",
     "check_encodings",
+    "check_layer",
     "encoding_from_json",
     "encoding_to_json",
     "parse_encoding",

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, get_args, get_type_hints
 
 from pe_core.encodings.options import KINDS, EncodingOptions, QueryKeyOptions, Sizes
-from pe_core.errors import UserTypeError, UserValueError, nearest
+from pe_core.errors import UnknownEncodingError, UserTypeError, UserValueError, nearest
 
 ENCODINGS: dict[str, type[EncodingOptions]] = {}
 
 
 def register_options(kind: Any) -> None:
-    """Make an options class known by its name, in this process; registering it again is no error.
+    """Make an options class known by its name, in this process.
+
+    Registering it again is no error, nor is the same class defined anew, as in a notebook.
 
     Raises:
         UserTypeError: it is not a frozen dataclass of one of the four kinds.
@@ -30,9 +32,35 @@ def register_options(kind: Any) -> None:
         raise UserValueError(
             f"{kind.__name__}.name must be a word such as 'mine', other than 'none', got {name!r}"
         )
-    if ENCODINGS.setdefault(name, kind) is not kind:
-        taken = f"{ENCODINGS[name].__module__}.{ENCODINGS[name].__qualname__}"
+    taken = _path(ENCODINGS.get(name, kind))
+    if taken != _path(kind):
         raise UserValueError(f"the name {name!r} is taken by {taken}; choose another name")
+    ENCODINGS[name] = kind
+
+
+def check_layer(options: Any, layer: Any, kinds: Mapping[type[Any], type[Any]]) -> None:
+    """Raise one clear line unless a layer computes the encoding of an options class.
+
+    Args:
+        options: the options class.
+        layer: a backend's class for it, or the reference's formula.
+        kinds: that backend's base class for each of the four kinds of options.
+
+    Raises:
+        UserTypeError: the layer is of another kind than the options, or of none.
+    """
+    kind = next(base for known, base in kinds.items() if issubclass(options, known))
+    if not isinstance(layer, type) or not issubclass(layer, kind):
+        raise UserTypeError(
+            f"the layer of {options.__name__} must derive from {kind.__module__.split('.')[0]}'s "
+            f"{kind.__name__}, got {layer!r}"
+        )
+    if getattr(layer, "options_type", None) is not options:
+        found = getattr(layer, "options_type", None)
+        raise UserTypeError(
+            f"{layer.__name__}.options_type must be {options.__name__}, got {found!r}; set it in "
+            "the class"
+        )
 
 
 def check_encodings(encodings: Sequence[EncodingOptions], sizes: Sizes) -> None:
@@ -119,8 +147,15 @@ def _needs_length(kind: type[EncodingOptions]) -> bool:
 
 def _kind(name: str) -> type[EncodingOptions]:
     if name not in ENCODINGS:
-        raise UserValueError(f"unknown encoding {name!r}; {nearest(name, [*ENCODINGS, 'none'])}")
+        raise UnknownEncodingError(
+            f"unknown encoding {name!r}; {nearest(name, [*ENCODINGS, 'none'])} (for one of your "
+            "own, give --import MODULE or call register first)"
+        )
     return ENCODINGS[name]
+
+
+def _path(kind: type[Any]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _make(kind: type[EncodingOptions], options: dict[str, Any]) -> EncodingOptions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
@@ -16,13 +16,13 @@ from pe_core.model.positions import real_steps, resolve_positions
 from pe_core.model.random import DROPOUT, derive, dropout_keep, dropout_scale, fold_in
 from pe_parity.reference import attention
 from pe_parity.reference.kinds import (
-    FORMULAS,
     Additive,
     Contextual,
     LogitBias,
     Positions,
     QueryKey,
     Steps,
+    formula_of,
 )
 
 Array = Float64[np.ndarray, "..."]
@@ -231,7 +231,7 @@ def _of_kind(run: Run, n: int, kind: type) -> list[tuple[Any, Any]]:
     """
     found = []
     for index, options in enumerate(run.config.encodings):
-        if isinstance(FORMULAS[type(options)], kind):
+        if isinstance(formula_of(options), kind):
             prefix = f"encodings.{index}." + (f"layers.{n}." if options.per_layer else "")
             arrays = {
                 name.removeprefix(prefix): array
@@ -245,7 +245,7 @@ def _of_kind(run: Run, n: int, kind: type) -> list[tuple[Any, Any]]:
 def _add_encodings(run: Run, state: Array, positions: Positions, layer: int) -> Array:
     for options, arrays in _of_kind(run, layer, Additive):
         if options.acts_before(layer):
-            formula = cast(Additive, FORMULAS[type(options)])
+            formula = formula_of(options)
             state = formula.add(options, arrays, state, positions)
     return state
 
@@ -292,22 +292,22 @@ def _attention(
     factor = math.prod(encoding.factor(config.sizes) for encoding in config.encodings)
     steps = Steps(x, query, key, value, factor / math.sqrt(config.d_head))
     for options, arrays in _of_kind(run, n, QueryKey):
-        maps = cast(QueryKey, FORMULAS[type(options)])
+        maps = formula_of(options)
         query = maps.query(options, arrays, query, positions)
         key = maps.key(options, arrays, key, positions)
     logits = attention.logits(query, key, steps.scale)
     for options, arrays in _of_kind(run, n, LogitBias):
-        bias = cast(LogitBias, FORMULAS[type(options)]).bias(options, arrays, positions)
+        bias = formula_of(options).bias(options, arrays, positions)
         logits = logits + positions.where_placed(bias)
     contextual = _of_kind(run, n, Contextual)
     for options, arrays in contextual:
-        term = cast(Contextual, FORMULAS[type(options)]).logits(options, arrays, steps, positions)
+        term = formula_of(options).logits(options, arrays, steps, positions)
         logits = logits + positions.where_placed(term)
     weights = run.tap(f"{name}.weights", run.weights(run.tap(f"{name}.logits", logits), allowed))
     dropped = run.dropout("attention_weights", n, weights)
     mixed = attention.mixed(dropped, value)
     for options, arrays in contextual:
-        formula = cast(Contextual, FORMULAS[type(options)])
+        formula = formula_of(options)
         mixed = mixed + formula.mix(options, arrays, steps, positions, dropped)
     mixed = run.tap(f"{name}.mixed", mixed).transpose(0, 2, 1, 3).reshape(batch, length, width)
     return run.tap(f"{name}.output", run.linear(f"{name}.out", mixed))

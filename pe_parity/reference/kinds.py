@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from pe_core.encodings import EncodingOptions, register_options
+from pe_core.encodings import (
+    AdditiveOptions,
+    ContextualOptions,
+    EncodingOptions,
+    LogitBiasOptions,
+    QueryKeyOptions,
+    register_options,
+)
+from pe_core.errors import UserTypeError
 
 Array = np.ndarray
 Arrays = Mapping[str, np.ndarray]
@@ -112,6 +120,12 @@ class Contextual:
 
 
 Formula = Additive | QueryKey | LogitBias | Contextual
+KINDS: dict[type[EncodingOptions], type[Formula]] = {
+    AdditiveOptions: Additive,
+    QueryKeyOptions: QueryKey,
+    LogitBiasOptions: LogitBias,
+    ContextualOptions: Contextual,
+}
 FORMULAS: dict[type[EncodingOptions], Formula] = {}
 
 
@@ -120,7 +134,31 @@ def register(options: type[EncodingOptions], formula: Formula) -> None:
 
     Args:
         options: the options class.
-        formula: an instance of one of the four kinds above.
+        formula: an instance of one of the four kinds above, the one that the options are of.
+
+    Raises:
+        UserTypeError: the formula is of another kind than the options, or of none.
+        UserValueError: the name is taken.
     """
     register_options(options)
+    kind = next(base for known, base in KINDS.items() if issubclass(options, known))
+    if not isinstance(formula, kind):
+        raise UserTypeError(
+            f"the formula of {options.__name__} must be an instance of pe_parity.reference's "
+            f"{kind.__name__}, got {formula!r}"
+        )
     FORMULAS[options] = formula
+
+
+def formula_of(options: EncodingOptions) -> Any:
+    """Return the formula of an encoding.
+
+    Raises:
+        UserTypeError: the options are registered, but not with the reference.
+    """
+    if type(options) not in FORMULAS:
+        raise UserTypeError(
+            f"encoding {options.name!r} has no formula; call pe_parity.reference.register("
+            f"{type(options).__name__}, FORMULA) where the encoding is registered"
+        )
+    return FORMULAS[type(options)]
