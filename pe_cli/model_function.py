@@ -1,20 +1,14 @@
-"""Anybody's model, by the name of its module: a function that takes arrays and returns named
-intermediates.
-"""
+"""Load a model function from MODULE[:FUNCTION]: it takes arrays and returns named intermediates."""
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from pe_core.errors import UserValueError, nearest
+from pe_cli.imports import cause, import_module
+from pe_core.errors import UserValueError
 from pe_core.training.backends import backends
 from pe_parity.trace import Trace
 from pe_parity.trace_file import ABOUT, GIVEN, Given
@@ -30,37 +24,15 @@ def implementation(text: str) -> Callable[[Given], Trace]:
     and in the current folder.
 
     Raises:
-        ValueError: no such module or function, or it fails; the line says where.
+        UserValueError: no such module or function, or it fails; the line says where.
     """
     name, _, function = text.partition(":")
-    if name.endswith(".py") or "/" in name:
-        raise UserValueError(
-            f"--impl {text}: give the name of the module, not its file; for example "
-            f"{_module_name(name)}"
-        )
-    if not all(word.isidentifier() for word in name.split(".")):
-        raise UserValueError(
-            f"--impl {text!r} is no name of a module; write {', '.join(backends())}, "
-            "reference, MODULE or MODULE:FUNCTION"
-        )
-    if (
-        os.getcwd() not in sys.path
-    ):  # the command pe has its own folder in front, python -m the current one
-        sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise UserValueError(f"--impl {text}: {_told(error)}; install what it needs") from error
-        hint = nearest(name, (*backends(), "reference"))
-        remedy = hint if hint.startswith("did you mean") else "check the name"
-        raise UserValueError(
-            f"--impl {text}: no module of that name here or among the installed; {remedy}"
-        ) from None
-    except Exception as error:
-        raise UserValueError(
-            f"--impl {text}: cannot be imported, {_told(error)}; correct it"
-        ) from error
+    found: Any = import_module(
+        name,
+        f"--impl {text}",
+        known=(*backends(), "reference"),
+        form="torch, flax, reference, MODULE or MODULE:FUNCTION",
+    )
     for word in (function or FUNCTION).split("."):
         if not hasattr(found, word):
             raise UserValueError(
@@ -81,7 +53,7 @@ def _called(text: str, function: Callable[..., Any], given: Given) -> Trace:
     try:
         found = function(given.config.to_json(), weights, given.inputs.copy(), mask)
     except Exception as error:
-        raise UserValueError(f"--impl {text}: {_told(error)}; correct it") from error
+        raise UserValueError(f"--impl {text}: {cause(error)}; correct it") from error
     if not isinstance(found, dict) or not found:
         got = (
             f"a dictionary without names, {found!r}"
@@ -111,7 +83,7 @@ def _array(text: str, name: str, value: Any) -> np.ndarray:
         array = array.astype(np.float32) if array.dtype.name == "bfloat16" else array
     except Exception as error:
         raise UserValueError(
-            f"--impl {text}: {name} cannot be made an array, {_told(error)}"
+            f"--impl {text}: {name} cannot be made an array, {cause(error)}"
         ) from error
     if array.dtype.kind not in "fiub":
         raise UserValueError(
@@ -119,21 +91,3 @@ def _array(text: str, name: str, value: Any) -> np.ndarray:
             f"{array.dtype}"
         )
     return array
-
-
-def _told(error: BaseException) -> str:
-    """Return an error of somebody's code on one line, with the place."""
-    frames = traceback.extract_tb(error.__traceback__)
-    # The last line outside libraries is the one that its author can change.
-    own = [
-        frame
-        for frame in frames
-        if "site-packages" not in frame.filename
-        and not frame.filename.startswith(("<", sys.base_prefix))
-    ]
-    place = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if len(own) > 1 else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}{place}"
-
-
-def _module_name(file: str) -> str:
-    return file.removesuffix(".py").removeprefix("./").strip("/").replace("/", ".")
