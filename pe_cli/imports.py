@@ -6,7 +6,8 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Final
@@ -17,15 +18,26 @@ from pe_core.errors import UserError, UserValueError, nearest
 OURS: Final = str(Path(__file__).parents[1] / "pe_")
 
 
-def import_all(names: Iterable[str]) -> None:
-    """Import the modules of `--import`, each a name or several separated by commas.
+@contextmanager
+def imported(names: Iterable[str]) -> Iterator[None]:
+    """Import the modules of `--import`, each a name or several separated by commas, for what runs
+    inside.
 
     Raises:
-        UserValueError: no such module, or it fails; the line says where.
+        UserValueError: no such module, or its code fails, then or later; the line says where.
     """
-    for text in names:
-        for name in text.split(","):
-            import_module(name, f"--import {name}")
+    modules = [name for text in names for name in text.split(",")]
+    for name in modules:
+        import_module(name, f"--import {name}")
+    try:
+        yield
+    except (UserError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        if not modules or _place(error) is None:
+            raise
+        option = f"--import {','.join(modules)}"
+        raise UserValueError(f"{option}: {cause(error)}; correct it") from error
 
 
 def import_module(
@@ -70,6 +82,14 @@ def import_module(
 
 def cause(error: BaseException) -> str:
     """Return an error of the user's code on one line, with the place."""
+    text, place = " ".join(str(error).split()) or "no message", _place(error)
+    # The line of a UserError stands by itself.
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return f"{kind}{text}" if place is None else f"{kind}{text} ({place})"
+
+
+def _place(error: BaseException) -> str | None:
+    """Return file and line of the user's code in which an error arose."""
     frames = traceback.extract_tb(error.__traceback__)
     # The last line outside libraries is the one that its author can change.
     own = [
@@ -78,8 +98,4 @@ def cause(error: BaseException) -> str:
         if "site-packages" not in frame.filename
         and not frame.filename.startswith(("<", sys.base_prefix, OURS))
     ]
-    place = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
-    text = " ".join(str(error).split()) or "no message"
-    # The line of a UserError stands by itself.
-    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    return f"{kind}{text}{place}"
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else None
