@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +38,26 @@ def imported(names: Iterable[str]) -> Iterator[None]:
             raise
         option = f"--import {','.join(modules)}"
         raise UserValueError(f"{option}: {cause(error)}; correct it") from error
+
+
+def split_imports(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the modules that `--import` names, and the other arguments.
+
+    Raises:
+        UserValueError: the option without a value.
+    """
+    modules: list[str] = []
+    others: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word.partition("=")[0] != "--import":
+            others.append(word)
+            continue
+        value = word.partition("=")[2] if "=" in word else next(words, "")
+        if not value or value.startswith("-"):
+            raise UserValueError("--import needs a value; pass the name of a module")
+        modules.append(value)
+    return modules, others
 
 
 def import_module(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from pe_cli import compare, demo, listing, parity, predict, resume, trace, train
+from pe_cli.imports import imported, split_imports
 from pe_cli.options import Line
 from pe_core.errors import UserError, UserValueError, nearest
 from pe_core.training.interrupts import Terminated
@@ -75,7 +76,8 @@ Positional encodings for Transformer encoders: one model in PyTorch and in JAX (
 commands:
 {commands}
 
-pe COMMAND --help lists the options of a command.
+pe COMMAND --help lists the options of a command. With --import MODULE a command first imports a
+module of yours, which may register an encoding.
 Exit codes: 0 all is well, 1 a check failed or a number was not finite, 2 bad input,
 130 interrupted, 143 terminated.
 With PE_TRACEBACK=1 in the environment an error shows where it arose.
@@ -139,7 +141,9 @@ def _run(arguments: list[str]) -> int:
         )
         raise UserValueError(f"{kind} {name!r}; {hint}")
     command = COMMANDS[name]
-    return command.run(command.options.parse(rest))
+    modules, rest = split_imports(rest)
+    with imported(modules):
+        return command.run(command.options.parse(rest))
 
 
 def _expected(error: Exception) -> tuple[str, int] | None:

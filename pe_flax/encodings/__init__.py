@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from flax import nnx
 
-from pe_core.encodings import EncodingOptions, Sizes, register_options
+from pe_core.encodings import (
+    AdditiveOptions,
+    ContextualOptions,
+    EncodingOptions,
+    LogitBiasOptions,
+    QueryKeyOptions,
+    Sizes,
+    check_layer,
+    register_options,
+)
 from pe_core.errors import UserTypeError
 from pe_core.model.config import ComputeConfig
 from pe_flax.encodings.additive import LearnedTableEncoding, SinusoidalEncoding
@@ -33,28 +42,28 @@ LAYERS: dict[type[EncodingOptions], type[Encoding]] = {
     )
 }
 
+KINDS: dict[type[EncodingOptions], type[Encoding]] = {
+    AdditiveOptions: Additive,
+    QueryKeyOptions: QueryKey,
+    LogitBiasOptions: LogitBias,
+    ContextualOptions: Contextual,
+}
+
 
 def register(options: type[EncodingOptions], layer: type[Encoding]) -> None:
     """Make models of this backend compute an encoding of one's own.
 
     Args:
         options: the options class.
-        layer: a subclass of `Additive`, `QueryKey`, `LogitBias` or `Contextual` whose
-            `options_type` is that class.
+        layer: a subclass of `Additive`, `QueryKey`, `LogitBias` or `Contextual`, as the options
+            are, whose `options_type` is that class.
 
     Raises:
-        UserTypeError, UserValueError: the layer is not one of these, or the name is taken.
+        UserTypeError: the layer is of another kind than the options, or of none.
+        UserValueError: the name is taken.
     """
     register_options(options)
-    known = (Additive, QueryKey, LogitBias, Contextual)
-    if not isinstance(layer, type) or not issubclass(layer, known):
-        kinds = ", ".join(kind.__name__ for kind in known)
-        raise UserTypeError(f"a layer must derive from {kinds}, got {layer!r}")
-    if getattr(layer, "options_type", None) is not options:
-        raise UserTypeError(
-            f"{layer.__name__}.options_type must be {options.__name__}, got "
-            f"{getattr(layer, 'options_type', None)!r}; set it in the class"
-        )
+    check_layer(options, layer, KINDS)
     LAYERS[options] = layer
 
 
@@ -74,8 +83,8 @@ def make_encoding(
     """
     if type(options) not in LAYERS:
         raise UserTypeError(
-            f"encoding {options.name!r} has no layer here; call pe_flax.register("
-            f"{type(options).__name__}, its layer)"
+            f"encoding {options.name!r} has no layer in Flax; call pe_flax.register("
+            f"{type(options).__name__}, LAYER) where the encoding is registered"
         )
     layer = LAYERS[type(options)]
     given = {name: getattr(sizes, name) for name in layer.takes}
