@@ -143,22 +143,6 @@ def file_violations(root: Path) -> list[str]:
     return violations
 
 
-def wheel_violations(names: Iterable[str]) -> list[str]:
-    """Files in a wheel that are no Python source of the three packages and no metadata, and
-    packages that are not there.
-    """
-    names = list(names)
-    wanted = re.compile(
-        rf"({'|'.join(PACKAGES)})/.*(\.py|py\.typed)|positional_encoding-[^/]+\.dist-info/.*"
-    )
-    missing = [
-        f"{package}: not in the wheel"
-        for package in PACKAGES
-        if f"{package}/__init__.py" not in names
-    ]
-    return missing + [f"{name}: in the wheel" for name in names if not wanted.fullmatch(name)]
-
-
 def signature(function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
     """Names, kinds and defaults of the parameters, without annotations and without the framework's
     name in a default.
