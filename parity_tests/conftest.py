@@ -38,9 +38,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import hypothesis
 import jax
-import torch
 
-torch.set_num_threads(1)
+# `make lowest` runs tests that need no torch where there is none.
+if "PE_WITHOUT_TORCH" not in os.environ:
+    import torch
+
+    torch.set_num_threads(1)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # optax's own Adam and cosine schedule mix integers and floats: as oracles they run under
 # `jax.numpy_dtype_promotion("standard")`.

@@ -1,0 +1,38 @@
+"""The scripts in examples/ run and print what they promise."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# How the last line of each ends: positions are learned, and the two runs end with one loss.
+ENDS = {
+    "own_model_torch": r"validation accuracy (0\.9\d\d|1\.000)",
+    "own_model_flax": r"validation accuracy (0\.9\d\d|1\.000)",
+    "hand_over": r"    4 +(0\.\d{4})\d+ +\1\d+",
+}
+
+
+def test_every_example_is_run() -> None:
+    assert {file.stem for file in (ROOT / "examples").glob("*.py")} == set(ENDS)
+
+
+@pytest.mark.parametrize("name", list(ENDS))
+def test_example_runs(name: str, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / f"{name}.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(ENDS[name], done.stdout.splitlines()[-1]), done.stdout
