@@ -1,20 +1,10 @@
-"""How far from its mean a number may lie that is called chance."""
+"""Judge the scores of random numbers by `pe_parity.budgets.farthest`."""
 
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-# How often a check of perfect random numbers may fail, had its keys been chosen by chance: one in a
-# million.
-FALSE_ALARM = 1e-6
-
-
-def farthest(comparisons: int) -> float:
-    """Return how far from zero, in standard deviations, the farthest of so many scores may lie: by
-    Bonferroni's inequality.
-    """
-    return NormalDist().inv_cdf(1.0 - FALSE_ALARM / (2 * comparisons))
+from pe_parity.budgets import farthest
 
 
 def verdict(scores: list[Any]) -> float:

@@ -24,8 +24,7 @@ from pe_core import Features, LearnedTable, ModelConfig
 from pe_core.model.initial import initial_arrays
 from pe_core.storage.model_directory import SavedModel, save_model
 from pe_core.training.backends import backends, versions
-from pe_parity.budgets import budget
-from pe_parity.compare import distance
+from pe_parity.budgets import budget, distance
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ModelConfig(

@@ -31,9 +31,8 @@ from pe_core.encodings import ENCODINGS
 from pe_core.storage.model_directory import load_model
 from pe_core.training.backends import backends
 from pe_core.training.loop import predict
-from pe_parity.budgets import budget
+from pe_parity.budgets import budget, distance
 from pe_parity.check import default_model
-from pe_parity.compare import distance
 
 ROOT = Path(__file__).resolve().parent.parent
 FRAMEWORKS = ("torch", "flax")

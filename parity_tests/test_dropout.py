@@ -19,7 +19,6 @@ import pe_flax.dropout
 import pe_torch
 import pe_torch.dropout
 from parity_tests.cases import small_batch, small_config
-from parity_tests.chance import farthest
 from parity_tests.columns import COLUMNS, LARGEST, SEEDS, Column
 from parity_tests.refusals import refused
 from pe_core.model.dropout_places import PLACES, count_places, dropout_place
@@ -31,8 +30,7 @@ from pe_core.model.random import (
     dropout_scale,
     dropout_threshold,
 )
-from pe_parity.budgets import BUDGETS
-from pe_parity.compare import distance
+from pe_parity.budgets import BUDGETS, distance, farthest
 from pe_parity.reference.encoder import Run
 
 in_each_column = pytest.mark.parametrize("column", COLUMNS.values(), ids=COLUMNS)

@@ -26,8 +26,7 @@ from pe_core.data import epoch_order
 from pe_core.model.config import ModelConfig
 from pe_core.model.initial import initial_arrays
 from pe_core.storage.model_directory import load_model
-from pe_parity.budgets import budget
-from pe_parity.compare import distance
+from pe_parity.budgets import budget, distance
 
 PINNED = json.loads((FOLDER / "numbers.json").read_text(encoding="utf-8"))
 Case = tuple[Any, ...]

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from parity_tests.cases import CONFIGS, small_config
-from parity_tests.chance import farthest
 from parity_tests.columns import COLUMNS, LARGEST, SEEDS, Column
 from pe_core import Tokens
 from pe_core.model.initial import initial_arrays
 from pe_core.model.random import bits, derive, fold_in, key, normal, permutation, uniform
+from pe_parity.budgets import farthest
 
 in_each_column = pytest.mark.parametrize("column", COLUMNS.values(), ids=COLUMNS)
 

@@ -12,8 +12,7 @@ from parity_tests.adam_runs import PEAK, STEPS, WARMUP
 from parity_tests.refusals import refused
 from pe_core import TrainConfig
 from pe_core.training.schedule import Schedule, make_schedule
-from pe_parity.budgets import BUDGETS
-from pe_parity.compare import distance
+from pe_parity.budgets import BUDGETS, distance
 
 
 def test_the_closed_form() -> None:

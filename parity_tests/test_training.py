@@ -24,8 +24,7 @@ from pe_core.data import Dataset, Sequences, batch_at, epoch_order, order, swapp
 from pe_core.model.config import Precision
 from pe_core.model.initial import initial_arrays
 from pe_core.training.loop import TrainResult, evaluate, predict, train
-from pe_parity.budgets import budget
-from pe_parity.compare import distance
+from pe_parity.budgets import budget, distance
 from pe_parity.reference import cross_entropy, forward
 
 EACH = pytest.mark.parametrize("name", ENGINES)

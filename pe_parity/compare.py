@@ -21,8 +21,6 @@ from pe_parity.budgets import (
 )
 from pe_parity.trace import Trace
 
-__all__ = ["Comparison", "Row", "compare", "distance"]
-
 
 @dataclass(frozen=True)
 class Row:
