@@ -36,8 +36,8 @@ def table(studies: dict[str, ParityCheck]) -> str:
     """Return the figures of a study as a Markdown table."""
     lines = [
         (
-            "| precision | compared | names | torch to referee | Flax to referee | between them | "
-            "bound |"
+            "| precision | compared | names | torch to reference | Flax to reference | "
+            "between them | bound |"
         ),
         "|---|---|---|---|---|---|---|",
     ]

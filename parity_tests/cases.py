@@ -239,5 +239,3 @@ class FlaxBackend(Backend):
 
 
 BACKENDS: dict[str, Backend] = {"torch": TorchBackend(), "flax": FlaxBackend()}
-# The name of this table before.
-WINGS = BACKENDS

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from parity_tests.cases import CONFIGS, WINGS, perturbed_arrays
+from parity_tests.cases import BACKENDS, CONFIGS, perturbed_arrays
 from pe_core.model.config import Precision
 from pe_parity import BUDGETS, distance
 from pe_parity.reference import forward
 
-COLUMNS = ("reference", *WINGS)
+COLUMNS = ("reference", *BACKENDS)
 PRECISION: dict[str, Precision] = {"reference": "float64", "torch": "float32", "flax": "float32"}
 WITHOUT_DROPOUT = [name for name, config in CONFIGS.items() if config.dropout == 0.0]
 
 in_each_column = pytest.mark.parametrize("column", COLUMNS)
-in_each_backend = pytest.mark.parametrize("label", WINGS)
+in_each_backend = pytest.mark.parametrize("label", BACKENDS)
 
 
 @functools.cache
@@ -28,7 +28,7 @@ def weights(name: str) -> dict[str, np.ndarray]:
 
 @functools.cache
 def model(label: str, name: str) -> Any:
-    return WINGS[label].classifier(CONFIGS[name], weights(name))
+    return BACKENDS[label].classifier(CONFIGS[name], weights(name))
 
 
 def steps_and_logits(
@@ -40,7 +40,7 @@ def steps_and_logits(
     if column == "reference":
         logits = forward(config, weights(name), x, taps=taps, **arguments)
     else:
-        logits = WINGS[column].call(model(column, name), x, taps=taps, **arguments)
+        logits = BACKENDS[column].call(model(column, name), x, taps=taps, **arguments)
     steps = taps["norm" if config.norm == "pre" else f"layers.{config.num_layers - 1}.output"]
     return steps[:, steps.shape[1] - x.shape[1] :], logits
 

@@ -18,7 +18,7 @@ from torch import nn
 
 import pe_flax
 import pe_torch
-from parity_tests.cases import WINGS, perturbed_arrays, small_batch, small_config
+from parity_tests.cases import BACKENDS, perturbed_arrays, small_batch, small_config
 from pe_core import ComputeConfig, TrainConfig
 from pe_core.model.config import Precision
 from pe_core.model.parameters import parameters
@@ -85,7 +85,7 @@ class StockFlax:
     def __init__(
         self, precision: Precision, chain: optax.GradientTransformation | None = None
     ) -> None:
-        self.mode = partial(WINGS["flax"].mode, precision)
+        self.mode = partial(BACKENDS["flax"].mode, precision)
         with self.mode():
             compute = ComputeConfig(precision=precision)
             self.model = pe_flax.from_arrays(CONFIG, START, compute=compute)

@@ -54,7 +54,7 @@ OPTIONS = {
     "predict": "data framework seed precision json",
     "parity": "config encoding depth steps precision calibrate report json",
     "trace": "impl out config model seed masked depth precision",
-    "compare": "referee precision json",
+    "compare": "reference precision json",
     "demo": "seed out json",
     "list": "",
 }

@@ -203,7 +203,7 @@ def test_a_port_cannot_change_what_it_was_given(pe: Pe, right: str) -> None:
 def test_a_referee(pe: Pe, right: str, here: Path) -> None:
     traced(pe, "torch")
     (here / "other.npz").rename(here / "torch.npz")
-    text = pe("compare", "torch.npz", traced(pe, "stranger:doubled"), "--referee", right, code=1)
+    text = pe("compare", "torch.npz", traced(pe, "stranger:doubled"), "--reference", right, code=1)
     assert re.search(r"^name +torch\.npz +other\.npz +between +bound$", text, re.MULTILINE)
     assert "What is wrong in other.npz" in text
     assert "What is wrong in torch.npz" not in text

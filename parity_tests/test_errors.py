@@ -11,11 +11,11 @@ import numpy as np
 
 import pe_flax
 from parity_tests.cases import (
+    BACKENDS,
     BATCH,
     CONFIGS,
     FEATURES,
     LENGTH,
-    WINGS,
     small_batch,
 )
 from parity_tests.refusals import each_refusal, refused
@@ -119,25 +119,25 @@ def test_calls_that_do_not_fit(
 ) -> None:
     for name, x, arguments in what:
         with refused(kind, words, whole=True):
-            WINGS[label].call(model(label, name), x, **arguments)
+            BACKENDS[label].call(model(label, name), x, **arguments)
 
 
 @in_each_backend
 def test_an_encoder_refuses_the_same(label: str) -> None:
-    encoder = WINGS[label].encoder(CONFIGS["default"], weights("default"))
+    encoder = BACKENDS[label].encoder(CONFIGS["default"], weights("default"))
     with refused(ValueError, OVER):
-        WINGS[label].call(encoder, LONG)
+        BACKENDS[label].call(encoder, LONG)
     with refused(ValueError, "x has 2 features, but the model takes num_features=3"):
-        WINGS[label].call(encoder, X[..., :2])
+        BACKENDS[label].call(encoder, X[..., :2])
 
 
 @in_each_backend
 def test_a_layer_alone_refuses_the_same(label: str) -> None:
-    layer = WINGS[label].package.LearnedTableEncoding(LearnedTable(9), d_model=6, seed=0)
+    layer = BACKENDS[label].package.LearnedTableEncoding(LearnedTable(9), d_model=6, seed=0)
     calls: list[dict[str, Any]] = [{}, {"positions": np.arange(10, dtype=np.int32)}]
     for arguments in calls:
         with refused(ValueError, OVER):
-            WINGS[label].call(layer, np.zeros((2, 10, 6), np.float32), **arguments)
+            BACKENDS[label].call(layer, np.zeros((2, 10, 6), np.float32), **arguments)
 
 
 def test_compiled_flax_refuses_what_shapes_show() -> None:

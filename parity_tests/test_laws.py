@@ -17,10 +17,10 @@ import torch
 import pe_flax
 import pe_torch
 from parity_tests.cases import (
+    BACKENDS,
     BATCH,
     CONFIGS,
     LENGTH,
-    WINGS,
     perturbed_arrays,
     short_batch,
     small_batch,
@@ -69,9 +69,9 @@ def bare(
     x = small_batch(CONFIGS[name]).inputs[:, :BARE]
     steps, logits = steps_and_logits("reference", name, x)
     cotangent = normal(derive(0, 95), logits.shape)
-    exact = WINGS["torch"].classifier(CONFIGS[name], weights(name), "float64")
+    exact = BACKENDS["torch"].classifier(CONFIGS[name], weights(name), "float64")
     numbers = x.astype(np.float64) if x.dtype == np.float32 else x
-    return x, steps, logits, cotangent, *WINGS["torch"].pullback(exact, cotangent, numbers)
+    return x, steps, logits, cotangent, *BACKENDS["torch"].pullback(exact, cotangent, numbers)
 
 
 @in_each_column
@@ -89,7 +89,9 @@ def test_padding_changes_nothing_wherever_it_stands_and_whatever_it_holds(
         assert near(its_logits, logits, column)
         if column == "reference":
             continue
-        of_x, gradients = WINGS[column].pullback(model(column, name), cotangent, longer, mask=mask)
+        of_x, gradients = BACKENDS[column].pullback(
+            model(column, name), cotangent, longer, mask=mask
+        )
         if x.dtype == np.float32:
             assert near(of_x[:, places], exact_of_x, column, "gradient")
             assert not of_x[~mask].any()
@@ -100,7 +102,11 @@ def test_padding_changes_nothing_wherever_it_stands_and_whatever_it_holds(
 @in_each_backend
 def test_padding_may_reach_beyond_the_table(label: str) -> None:
     config = small_config(encodings=(LearnedTable(BARE),))
-    wing, arrays, x = WINGS[label], perturbed_arrays(config), small_batch(config).inputs[:, :BARE]
+    wing, arrays, x = (
+        BACKENDS[label],
+        perturbed_arrays(config),
+        small_batch(config).inputs[:, :BARE],
+    )
     longer, mask = padded(x, PADDINGS["inner"])
     exact = forward(config, arrays, x)
     assert near(wing.call(wing.classifier(config, arrays), longer, mask=mask), exact, label)
@@ -137,14 +143,14 @@ def test_packed_sequences_are_separate_sequences(column: str, name: str) -> None
         assert near(steps[mask], alone[mask], column)
         assert near(logits[:, segment - 1], its_logits, column)
         if column != "reference":
-            gradients = WINGS[column].pullback(
+            gradients = BACKENDS[column].pullback(
                 model(column, name), cotangent[:, segment - 1], x, mask=mask
             )[1]
             sums = {key: gradient + sums.get(key, 0.0) for key, gradient in gradients.items()}
     if column != "reference":
-        packed = WINGS[column].pullback(model(column, name), cotangent, x, segment_ids=segment_ids)[
-            1
-        ]
+        packed = BACKENDS[column].pullback(
+            model(column, name), cotangent, x, segment_ids=segment_ids
+        )[1]
         for key, gradient in packed.items():
             assert near(gradient, sums[key], column, "gradient"), key
 
@@ -171,7 +177,9 @@ def test_a_row_without_a_real_step_gives_zeros(column: str, name: str) -> None:
     if column == "reference":
         logits = forward(config, weights(name), batch.inputs, mask=batch.mask, taps=taps)
     else:
-        logits = WINGS[column].call(model(column, name), batch.inputs, mask=batch.mask, taps=taps)
+        logits = BACKENDS[column].call(
+            model(column, name), batch.inputs, mask=batch.mask, taps=taps
+        )
     assert all(np.isfinite(value).all() for value in taps.values())
     if config.pooling != "cls":
         for n in range(config.num_layers):
@@ -180,7 +188,7 @@ def test_a_row_without_a_real_step_gives_zeros(column: str, name: str) -> None:
         assert not taps["pooled"][-1].any()
         assert np.array_equal(logits[-1].astype(np.float32), weights(name)["head.bias"])
     if column != "reference":
-        of_x, gradients = WINGS[column].pullback(
+        of_x, gradients = BACKENDS[column].pullback(
             model(column, name), np.ones(logits.shape), batch.inputs, mask=batch.mask
         )
         assert all(np.isfinite(gradient).all() for gradient in (of_x, *gradients.values()))
@@ -191,7 +199,7 @@ def test_a_row_without_a_real_step_gives_zeros(column: str, name: str) -> None:
 def test_a_row_without_a_real_step_sends_no_gradient_to_the_weights(label: str) -> None:
     x = small_batch(CONFIGS["both"]).inputs
     mask = np.zeros((BATCH, LENGTH), bool)
-    _, gradients = WINGS[label].pullback(
+    _, gradients = BACKENDS[label].pullback(
         model(label, "both"), np.ones((BATCH, CONFIGS["both"].num_classes)), x, mask=mask
     )
     assert [name for name, gradient in gradients.items() if gradient.any()] == ["head.bias"]
@@ -204,7 +212,7 @@ def encoded(column: str, encodings: tuple[Any, ...], x: np.ndarray) -> np.ndarra
     if column == "reference":
         forward(config, arrays, x, taps=taps)
         return np.asarray(taps["norm"])
-    return WINGS[column].call(WINGS[column].encoder(config, arrays), x)
+    return BACKENDS[column].call(BACKENDS[column].encoder(config, arrays), x)
 
 
 @in_each_column
@@ -246,7 +254,7 @@ def alone(
 ) -> np.ndarray:
     """Return what a layer adds to zeros."""
     extra: dict[str, Any] = {} if positions is None else {"positions": positions}
-    return WINGS[label].call(layer, np.zeros((BATCH, LENGTH, width), dtype), **extra)
+    return BACKENDS[label].call(layer, np.zeros((BATCH, LENGTH, width), dtype), **extra)
 
 
 @in_each_backend
@@ -254,7 +262,7 @@ def alone(
 def test_waves_keep_their_digits_at_any_position(
     label: str, options: Sinusoidal, width: int
 ) -> None:
-    layer = WINGS[label].package.SinusoidalEncoding(options, d_model=width)
+    layer = BACKENDS[label].package.SinusoidalEncoding(options, d_model=width)
     bound = BUDGETS["tap", "float32"].bound
     rows: list[tuple[np.ndarray, np.ndarray]] = [
         (alone(label, layer, width, None), np.arange(LENGTH))
@@ -273,8 +281,8 @@ def test_waves_keep_their_digits_at_any_position(
 
 @in_each_backend
 def test_waves_in_float64(label: str) -> None:
-    with WINGS[label].mode("float64"):
-        layer = WINGS[label].package.SinusoidalEncoding(Sinusoidal(), d_model=8)
+    with BACKENDS[label].mode("float64"):
+        layer = BACKENDS[label].package.SinusoidalEncoding(Sinusoidal(), d_model=8)
         for positions in (None, np.arange(LENGTH), np.linspace(0.0, 9.1, LENGTH)):
             exact = sinusoidal(
                 Sinusoidal(), 8, np.arange(LENGTH) if positions is None else positions
@@ -287,8 +295,8 @@ def test_waves_in_float64(label: str) -> None:
 
 @in_each_backend
 def test_a_table_reads_between_its_rows(label: str) -> None:
-    layer = WINGS[label].package.LearnedTableEncoding(LearnedTable(9), d_model=6, seed=3)
-    table = WINGS[label].numpy(layer.table if label == "torch" else layer.table[...])
+    layer = BACKENDS[label].package.LearnedTableEncoding(LearnedTable(9), d_model=6, seed=3)
+    table = BACKENDS[label].numpy(layer.table if label == "torch" else layer.table[...])
     between = np.array([0.0, 0.25, 1.5, 7.75, 7.999, 8.0, 3.0], np.float32)
     exact = learned_table(table.astype(np.float64), between)
     for positions in (between, np.tile(between, (BATCH, 1))):
@@ -307,7 +315,7 @@ def test_the_table_gets_its_gradient_from_the_rows_that_were_read() -> None:
     exact = np.zeros((9, 6))
     np.add.at(exact, floor, (1 - share)[:, None] * cotangent.sum(axis=0))
     np.add.at(exact, np.minimum(floor + 1, 8), share[:, None] * cotangent.sum(axis=0))
-    for label, wing in WINGS.items():
+    for label, wing in BACKENDS.items():
         layer = wing.package.LearnedTableEncoding(LearnedTable(9), d_model=6, seed=0)
         of_x, gradients = wing.pullback(
             layer, cotangent, np.zeros((BATCH, LENGTH, 6), np.float32), positions=positions

@@ -15,11 +15,11 @@ import pytest
 
 import pe_torch
 from parity_tests.cases import (
+    BACKENDS,
     BATCH,
     CONFIGS,
     ENGINES,
     LENGTH,
-    WINGS,
     short_batch,
     small_batch,
     small_config,
@@ -35,9 +35,9 @@ from pe_parity import BUDGETS, distance
 @pytest.mark.parametrize("name", ["default", "none", "both"])
 def test_an_encoder_is_a_classifier_without_its_head(label: str, name: str) -> None:
     batch = small_batch(CONFIGS[name], masked=True)
-    encoder = WINGS[label].encoder(CONFIGS[name], weights(name))
+    encoder = BACKENDS[label].encoder(CONFIGS[name], weights(name))
     assert np.array_equal(
-        WINGS[label].call(encoder, batch.inputs, mask=batch.mask),
+        BACKENDS[label].call(encoder, batch.inputs, mask=batch.mask),
         steps_and_logits(label, name, batch.inputs, mask=batch.mask)[0],
     )
 
@@ -48,13 +48,13 @@ def test_taps_change_nothing(label: str, name: str) -> None:
     batch = short_batch(CONFIGS[name], masked=True)
     with_taps = steps_and_logits(label, name, batch.inputs, mask=batch.mask)[1]
     assert np.array_equal(
-        WINGS[label].call(model(label, name), batch.inputs, mask=batch.mask), with_taps
+        BACKENDS[label].call(model(label, name), batch.inputs, mask=batch.mask), with_taps
     )
 
 
 @in_each_backend
 def test_dropout_is_for_training_only(label: str) -> None:
-    wing, config, x = WINGS[label], CONFIGS["dropout"], small_batch(CONFIGS["dropout"]).inputs
+    wing, config, x = BACKENDS[label], CONFIGS["dropout"], small_batch(CONFIGS["dropout"]).inputs
     live = wing.classifier(config, weights("dropout"))
     without = wing.call(wing.classifier(small_config(), weights("dropout")), x)
     assert np.array_equal(wing.call(live, x), without)
@@ -89,10 +89,10 @@ def test_torch_models_are_copied_whole() -> None:
     x = small_batch(CONFIGS["both"]).inputs
     live = model("torch", "both")
     longer = np.concatenate([x, x[:, :2]], axis=1)
-    before = WINGS["torch"].call(live, x)
-    WINGS["torch"].call(live, longer)
-    assert np.array_equal(WINGS["torch"].call(live, x), before)
-    assert np.array_equal(WINGS["torch"].call(copy.deepcopy(live), x), before)
+    before = BACKENDS["torch"].call(live, x)
+    BACKENDS["torch"].call(live, longer)
+    assert np.array_equal(BACKENDS["torch"].call(live, x), before)
+    assert np.array_equal(BACKENDS["torch"].call(copy.deepcopy(live), x), before)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -108,7 +108,7 @@ def test_names_in_torch_are_the_canonical_ones(name: str) -> None:
 def test_flax_models_run_compiled() -> None:
     batch = small_batch(CONFIGS["both"], masked=True)
     live = model("flax", "both")
-    eager = WINGS["flax"].call(live, batch.inputs, mask=batch.mask)
+    eager = BACKENDS["flax"].call(live, batch.inputs, mask=batch.mask)
     graph, state = nnx.split(live)
     merged: Any = jax.jit(lambda state, x, mask: nnx.merge(graph, state)(x, mask=mask))
     assert near(np.asarray(merged(state, batch.inputs, batch.mask)), eager, "flax")
@@ -120,7 +120,7 @@ def test_flax_models_run_compiled() -> None:
     )
     # The shapes are the same, so other numbers in the mask do not compile anew.
     mask = np.roll(np.asarray(batch.mask), 1, axis=0)
-    again = WINGS["flax"].call(live, batch.inputs, mask=mask)
+    again = BACKENDS["flax"].call(live, batch.inputs, mask=mask)
     assert near(np.asarray(merged(state, batch.inputs, mask)), again, "flax")
     assert merged._cache_size() == 1
 
@@ -147,9 +147,9 @@ def test_compiled_flax_answers_nan_where_it_cannot_raise() -> None:
 def test_the_key_bias_has_no_gradient(label: str, name: str) -> None:
     config, batch = CONFIGS[name], short_batch(CONFIGS[name], masked=True)
     cotangent = normal(derive(0, 91), (BATCH, config.num_classes))
-    gradients = WINGS[label].pullback(model(label, name), cotangent, batch.inputs, mask=batch.mask)[
-        1
-    ]
+    gradients = BACKENDS[label].pullback(
+        model(label, name), cotangent, batch.inputs, mask=batch.mask
+    )[1]
     for n in range(config.num_layers):
         query, key, value = gradients[f"layers.{n}.attention.qkv.bias"].reshape(3, config.d_model)
         assert distance(key, np.zeros_like(key), value) <= BUDGETS["gradient", "float32"].bound

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 import pe_flax
 import pe_torch
-from parity_tests.cases import BATCH, LENGTH, WINGS, perturbed_arrays, small_batch, small_config
+from parity_tests.cases import BACKENDS, BATCH, LENGTH, perturbed_arrays, small_batch, small_config
 from pe_core import LearnedTable, ModelConfig, Sinusoidal
 from pe_core.model.config import LAYER_NORM_EPSILON
 from pe_core.model.random import derive, normal
@@ -82,10 +82,10 @@ def test_torch_encoder(norm: Any, activation: Any, masked: bool) -> None:
     # The last row has no real step: torch gives NaN for it here, and ours gives numbers.
     rows = slice(0, BATCH - 1)
     x, mask = batch.inputs[rows], None if batch.mask is None else batch.mask[rows]
-    ours = WINGS["torch"].encoder(config, arrays, "float64")
+    ours = BACKENDS["torch"].encoder(config, arrays, "float64")
     theirs = torch_encoder(config, arrays)
     taps: dict[str, np.ndarray] = {}
-    found = WINGS["torch"].call(ours, x, taps=taps, **({} if mask is None else {"mask": mask}))
+    found = BACKENDS["torch"].call(ours, x, taps=taps, **({} if mask is None else {"mask": mask}))
     real = np.ones(x.shape[:2], bool) if mask is None else mask
     padding = None if mask is None else torch.from_numpy(~mask)
     for training in (False, True):
@@ -105,9 +105,12 @@ def test_torch_encoder(norm: Any, activation: Any, masked: bool) -> None:
 def test_torch_encoder_gradients() -> None:
     config = small_config(attention_bias=True, encodings=())
     arrays, batch = perturbed_arrays(config), small_batch(config)
-    ours, theirs = WINGS["torch"].encoder(config, arrays, "float64"), torch_encoder(config, arrays)
+    ours, theirs = (
+        BACKENDS["torch"].encoder(config, arrays, "float64"),
+        torch_encoder(config, arrays),
+    )
     cotangent = normal(derive(0, 90), (BATCH, LENGTH, config.d_model))
-    _, gradients = WINGS["torch"].pullback(ours, cotangent, batch.inputs)
+    _, gradients = BACKENDS["torch"].pullback(ours, cotangent, batch.inputs)
     start = torch.from_numpy(
         batch.inputs.astype(np.float64) @ arrays["input.weight"].T.astype(np.float64)
         + arrays["input.bias"]
@@ -193,7 +196,7 @@ def test_flax_layers(norm: Any, activation: Any) -> None:
     # The last row has no real step: Flax averages over all values there, and ours gives zeros.
     x, mask = batch.inputs[:-1], np.asarray(batch.mask)[:-1]
     taps: dict[str, np.ndarray] = {}
-    WINGS["flax"].call(WINGS["flax"].encoder(config, arrays), x, mask=mask, taps=taps)
+    BACKENDS["flax"].call(BACKENDS["flax"].encoder(config, arrays), x, mask=mask, taps=taps)
     state = jnp.asarray(taps["encoding"])
     with jax.numpy_rank_promotion("allow"):
         for n in range(config.num_layers):
@@ -242,7 +245,7 @@ def test_waves_are_those_of_a_textbook(width: int) -> None:
             distance(sinusoidal(options, width, np.arange(50)), table, table)
             <= BUDGETS["tap", "float64"].bound
         )
-        for wing in WINGS.values():
+        for wing in BACKENDS.values():
             found = wing.call(wing.package.SinusoidalEncoding(options, d_model=width), zeros)[0]
             assert distance(found, table, table) <= BUDGETS["tap", "float32"].bound
 

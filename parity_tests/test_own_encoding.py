@@ -24,8 +24,7 @@ from pe_core.encodings import ENCODINGS, LogitBiasOptions, parse_encoding
 from pe_core.errors import UserTypeError
 from pe_core.model.config import ComputeConfig, Features, ModelConfig
 from pe_core.training.config import TrainConfig
-from pe_parity.budgets import budget
-from pe_parity.compare import distance
+from pe_parity.budgets import budget, distance
 from pe_parity.probe_inputs import probe_arrays, probe_batches
 from pe_parity.trace import reference_trace, trace
 

@@ -15,7 +15,7 @@ from torch import nn
 
 import pe_torch
 from parity_tests.adam_runs import put_gradients
-from parity_tests.cases import WINGS, named
+from parity_tests.cases import BACKENDS, named
 from parity_tests.refusals import each_refusal, refused
 from parity_tests.stock_runs import CONFIG, GRADIENTS, START, STOCK, StockFlax, decaying, stopped
 from pe_core.training.state import COUNT
@@ -164,7 +164,7 @@ def test_flax_refuses_by_name(kind: type[Exception], words: str, what: Any) -> N
         run.take()
     with refused(kind, words, whole=True):
         run.put(stopped("torch", "float32"))
-    assert unchanged(run.model, WINGS["flax"].package)
+    assert unchanged(run.model, BACKENDS["flax"].package)
 
 
 # --- The state ---
@@ -189,4 +189,4 @@ def test_a_state_that_is_not_whole_is_refused(framework: str) -> None:
     ]:
         with refused(ValueError, words):
             run.put(changed)
-    assert unchanged(run.model, WINGS[framework].package)
+    assert unchanged(run.model, BACKENDS[framework].package)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from parity_tests.cases import CONFIGS, WINGS, perturbed_arrays, small_config
+from parity_tests.cases import BACKENDS, CONFIGS, perturbed_arrays, small_config
 from pe_core.errors import UserError
 from pe_core.model.parameters import parameters
 from pe_core.model.random import derive, normal
@@ -26,7 +26,7 @@ from pe_core.storage.model_directory import (
 )
 from pe_parity import BUDGETS, distance
 
-in_each_wing = pytest.mark.parametrize("label", WINGS)
+in_each_wing = pytest.mark.parametrize("label", BACKENDS)
 CONFIG = CONFIGS["both"]
 
 
@@ -46,7 +46,7 @@ def test_every_bit_survives_the_way_there_and_back(
     tmp_path: Path, name: str, here: str, there: str
 ) -> None:
     config, arrays = CONFIGS[name], perturbed_arrays(CONFIGS[name])
-    first, second = WINGS[here].package, WINGS[there].package
+    first, second = BACKENDS[here].package, BACKENDS[there].package
     first.save(
         first.from_arrays(config, arrays), tmp_path / "one", class_names=["a", "b", "c", "d"]
     )
@@ -61,14 +61,14 @@ def test_every_bit_survives_the_way_there_and_back(
 
 
 def test_both_frameworks_write_the_same_bytes(tmp_path: Path) -> None:
-    for label, wing in WINGS.items():
+    for label, wing in BACKENDS.items():
         wing.package.save(wing.package.SequenceClassifier(CONFIG, seed=4), tmp_path / label)
     assert content(tmp_path / "torch") == content(tmp_path / "flax")
 
 
 @in_each_wing
 def test_float64_survives_too(tmp_path: Path, label: str) -> None:
-    wing = WINGS[label]
+    wing = BACKENDS[label]
     arrays = {
         name: array.astype(np.float64) + 2.0**-40
         for name, array in perturbed_arrays(CONFIG).items()
@@ -84,7 +84,11 @@ def test_float64_survives_too(tmp_path: Path, label: str) -> None:
 @in_each_wing
 @pytest.mark.parametrize("name", CONFIGS)
 def test_arrays_are_the_parameters(label: str, name: str) -> None:
-    config, arrays, package = CONFIGS[name], perturbed_arrays(CONFIGS[name]), WINGS[label].package
+    config, arrays, package = (
+        CONFIGS[name],
+        perturbed_arrays(CONFIGS[name]),
+        BACKENDS[label].package,
+    )
     model = package.from_arrays(config, arrays)
     found = package.to_arrays(model)
     assert [(key, array.shape) for key, array in found.items()] == [
@@ -108,7 +112,7 @@ def test_square_weights_are_not_transposed(label: str) -> None:
     square = "layers.0.attention.out.weight"
     assert arrays[square].shape == (CONFIG.d_model, CONFIG.d_model)
     assert not np.array_equal(arrays[square], arrays[square].T)
-    wing, x = WINGS[label], normal(derive(0, 87), (2, 3, CONFIG.d_model)).astype(np.float32)
+    wing, x = BACKENDS[label], normal(derive(0, 87), (2, 3, CONFIG.d_model)).astype(np.float32)
     model = wing.classifier(CONFIG, arrays)
     assert np.array_equal(wing.package.to_arrays(model)[square], arrays[square])
     found, bias = (
@@ -132,7 +136,7 @@ def test_arrays_that_are_not_contiguous_survive(tmp_path: Path) -> None:
     assert bits(load_model(tmp_path).arrays) == bits(arrays)
     others = safetensors.numpy.load_file(tmp_path / WEIGHTS_FILE)
     assert bits({name: others[name] for name in arrays}) == bits(arrays)
-    for wing in WINGS.values():
+    for wing in BACKENDS.values():
         assert bits(wing.package.to_arrays(wing.package.from_arrays(CONFIG, views))) == bits(arrays)
 
 
@@ -152,7 +156,7 @@ def test_files_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
 def test_a_failed_save_leaves_the_old_model(
     tmp_path: Path, label: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = WINGS[label].package
+    package = BACKENDS[label].package
     package.save(package.SequenceClassifier(CONFIG, seed=0), tmp_path)
     before = content(tmp_path)
 
@@ -187,7 +191,7 @@ def test_arrays_that_do_not_fit_are_reported_together(tmp_path: Path, label: str
     arrays = perturbed_arrays(CONFIG)
     misfit(arrays)
     with pytest.raises(ValueError, match=f"the dictionary of arrays {ALL_AT_ONCE}") as caught:
-        WINGS[label].package.from_arrays(CONFIG, arrays)
+        BACKENDS[label].package.from_arrays(CONFIG, arrays)
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=f"the model {ALL_AT_ONCE}"):
         save_model(tmp_path, SavedModel(CONFIG, arrays))
@@ -201,7 +205,7 @@ def test_a_folder_without_a_file_is_no_model(tmp_path: Path, label: str, file: s
     save_model(tmp_path, SavedModel(CONFIG, perturbed_arrays(CONFIG)))
     (tmp_path / file).unlink()
     with pytest.raises(FileNotFoundError, match=f"is not a model directory, {file} is missing"):
-        WINGS[label].package.load(tmp_path)
+        BACKENDS[label].package.load(tmp_path)
 
 
 DETAILS: dict[str, tuple[dict[str, Any], str]] = {
@@ -226,7 +230,7 @@ def test_a_loaded_model_is_in_evaluation_mode_and_can_be_trained(
 ) -> None:
     config = small_config(dropout=0.5)
     save_model(tmp_path, SavedModel(config, perturbed_arrays(config)))
-    model = WINGS[label].package.load(tmp_path)
+    model = BACKENDS[label].package.load(tmp_path)
     for training in (False, True):
         if training:
             model.train()

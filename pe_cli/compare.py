@@ -33,7 +33,7 @@ class CompareOptions:
     Args:
         a: the trace to be near to; that of the model which is right.
         b: the trace in question.
-        referee: a third trace, for both to be near to.
+        reference: a third trace, for both to be near to.
         precision: float32, float64 or bfloat16, which chooses the bounds; the coarser of the two
             traces' own when not given.
         json: write every figure to this file.
@@ -41,7 +41,7 @@ class CompareOptions:
 
     a: str
     b: str
-    referee: str | None = None
+    reference: str | None = None
     precision: str | None = None
     json: str | None = None
 
@@ -55,7 +55,7 @@ def run(options: CompareOptions) -> int:
     check_json(options.json)
     files = {
         path: read_trace(Path(path))
-        for path in dict.fromkeys((options.referee or options.a, options.a, options.b))
+        for path in dict.fromkeys((options.reference or options.a, options.a, options.b))
     }
     first, *others = files.values()
     if not others:
@@ -64,27 +64,29 @@ def run(options: CompareOptions) -> int:
     names = _common_names(list(files.values()))
     given = next((file.given for file in files.values() if file.given is not None), None)
     mask = None if given is None else given.mask
-    referee, *traces = [
+    reference, *traces = [
         without_padding({name: file.trace[name] for name in names}, mask) for file in files.values()
     ]
     labelled = {str(file.path): one for file, one in zip(others, traces, strict=True)}
-    precision = options.precision or _coarsest(others if options.referee else list(files.values()))
+    precision = options.precision or _coarsest(
+        others if options.reference else list(files.values())
+    )
     # Infinities are at an infinite distance; NumPy need not say so.
     with np.errstate(all="ignore"):
-        comparison = compare(referee, labelled, precision)
-        found = _diagnoses(comparison, referee, labelled, given, precision)
+        comparison = compare(reference, labelled, precision)
+        found = _diagnoses(comparison, reference, labelled, given, precision)
     for line in _lines(comparison, list(files.values()), found):
         console.print(line)
     write_json(
         options.json,
-        to_json(comparison) | {"referee": str(first.path), "diagnoses": _records(found)},
+        to_json(comparison) | {"reference": str(first.path), "diagnoses": _records(found)},
     )
     return 0 if comparison.first_failure is None else 1
 
 
 def _diagnoses(
     comparison: Comparison,
-    referee: Trace,
+    reference: Trace,
     traces: dict[str, Trace],
     given: Given | None,
     precision: str,
@@ -92,7 +94,7 @@ def _diagnoses(
     if comparison.first_failure is None:
         return {}
     with console.status("holding the difference against known mistakes"):
-        found = {path: diagnose(referee, one, given, precision) for path, one in traces.items()}
+        found = {path: diagnose(reference, one, given, precision) for path, one in traces.items()}
     return {path: diagnosis for path, diagnosis in found.items() if diagnosis.findings}
 
 

@@ -171,7 +171,7 @@ def _parity(engines: dict[str, EngineType], seed: int) -> tuple[bool, dict[str, 
     """Compare the frameworks on the model of part 1 and print the worst of each quantity."""
     console.heading(
         "3. Are they one model?",
-        " Worst relative distance, to the referee and between the frameworks",
+        " Worst relative distance, to the reference and between the frameworks",
     )
     with console.status("comparing"):
         studies = check_parity(

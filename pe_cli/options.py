@@ -24,7 +24,7 @@ METAVARS: Final = {
     "test": "FILE",
     "config": "FILE",
     "json": "FILE",
-    "referee": "FILE",
+    "reference": "FILE",
     "out": "FOLDER",
     "report": "FOLDER",
 }

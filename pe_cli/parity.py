@@ -89,8 +89,8 @@ def run(options: ParityOptions) -> int:
     passed = True
     studies: dict[str, Any] = {}
     console.print(
-        "Worst relative distance to the referee, of each framework, and between the frameworks. "
-        "The referee:"
+        "Worst relative distance to the reference, of each framework, and between the frameworks. "
+        "The reference:"
     )
     trained = f", {next(iter(compared))} in float64 for all that training adds"
     console.print(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from parity_tests.cases import ENGINES, WINGS
+from parity_tests.cases import BACKENDS, ENGINES
 from pe_core import ComputeConfig, Features, LearnedTable, ModelConfig, Sinusoidal, Tokens
 from pe_core.data import Batch, Dataset, Sequences, batch_at, epoch_order, load, steps_per_epoch
 from pe_core.model.dropout_places import DropoutPlace, dropout_place
@@ -205,7 +205,7 @@ def logits(column: str, config: ModelConfig, arrays: Mapping[str, np.ndarray]) -
 
 def loaded_logits(framework: str, folder: Path) -> np.ndarray:
     """The logits of a saved model in float64, by a framework."""
-    wing = WINGS[framework]
+    wing = BACKENDS[framework]
     with wing.mode("float64"):
         model = wing.package.load(folder, compute=FLOAT64)
         given = batch(model.config)
