@@ -104,8 +104,8 @@ def test_options_obey_their_rules(kind: type[Exception], words: str, what: Any) 
 @each_refusal(
     {
         ValueError: {
-            "unknown encoding 'lerned'; did you mean 'learned'?": "lerned",
-            "unknown encoding ''; known: learned, none, rotary, shaw, sinusoidal, t5": "",
+            "unknown encoding 'lerned'; did you mean 'learned'?...": "lerned",
+            "unknown encoding ''; known: learned, none, rotary, shaw, sinusoidal, t5...": "",
             "encoding 'learned' has no option 'max_len'; did you mean 'max_length'?": (
                 "learned:max_len=4"
             ),
@@ -138,7 +138,7 @@ PIXELS = {"inputs": {"kind": "pixels", "size": 3}, "num_classes": 2}
 @each_refusal(
     {
         ValueError: {
-            "unknown encoding 'sinus'; did you mean 'sinusoidal'?": (
+            "unknown encoding 'sinus'; did you mean 'sinusoidal'?...": (
                 encoding_from_json,
                 {"name": "sinus"},
             ),

@@ -140,7 +140,7 @@ def test_a_file_of_options_imports_nothing(capsys: pytest.CaptureFixture[str]) -
     Path("options.yaml").write_text("import: window")
     words = ["--config=options.yaml", "--framework=torch", "--data=dummy"]
     assert main(["train", *words]) == 2
-    line = "pe: error: --config options.yaml: import is given on the command line alone; "
+    line = "pe: error: --config options.yaml: pe train has no option 'import'; "
     assert capsys.readouterr().err.startswith(line)
 
 

@@ -53,8 +53,8 @@ def split_imports(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         if word.partition("=")[0] != "--import":
             others.append(word)
             continue
-        value = word.partition("=")[2] if "=" in word else next(words, "")
-        if not value or value.startswith("-"):
+        value = word.partition("=")[2] if "=" in word else next(words, None)
+        if value is None:
             raise UserValueError("--import needs a value; pass the name of a module")
         modules.append(value)
     return modules, others
