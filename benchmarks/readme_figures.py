@@ -1,4 +1,4 @@
-"""Run the demonstration and the parity study and put what they print into README.md.
+"""Run the demonstration and the parity check and put their figures into README.md.
 
 Run it with `python -m benchmarks.readme_figures`.
 """
@@ -9,18 +9,19 @@ import re
 import subprocess
 import sys
 import tempfile
+from itertools import takewhile
 from pathlib import Path
 
-from pe_core.training.backends import engine_type, versions
+from pe_core.training.backends import backends, engine_type, versions
 from pe_parity.budgets import quantity
 from pe_parity.check import ParityCheck, check_parity, default_model
-from pe_parity.report import TITLES, count, left_out, summary
+from pe_parity.report import TITLES, summary
 
 README = Path(__file__).parents[1] / "README.md"
 
 
 def demo() -> str:
-    """Return what `pe demo` prints."""
+    """Return the tables of the first two parts of `pe demo`, without the prose below them."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, "-m", "pe_cli", "demo"],
@@ -29,51 +30,35 @@ def demo() -> str:
             text=True,
             check=True,
         )
-    return f"```\n{done.stdout.strip()}\n```"
+    parts = [part.splitlines() for part in re.split(r"\n\n(?=\d\. )", done.stdout)[1:3]]
+    tables = (takewhile(lambda line: not line[0].isupper(), part) for part in parts)
+    return "```\n" + "\n\n".join("\n".join(lines) for lines in tables) + "\n```"
 
 
-def table(studies: dict[str, ParityCheck]) -> str:
-    """Return the figures of a study as a Markdown table."""
+def table(checks: dict[str, ParityCheck]) -> str:
+    """Return the worst distance of each quantity and its bound, for each precision, as a Markdown
+    table.
+    """
     lines = [
-        (
-            "| precision | compared | names | torch to reference | Flax to reference | "
-            "between them | bound |"
-        ),
-        "|---|---|---|---|---|---|---|",
+        "| compared | " + " | ".join(f"{precision} | bound" for precision in checks) + " |",
+        "|---" * (1 + 2 * len(checks)) + "|",
     ]
-    for precision, one in studies.items():
-        for row in summary(one.comparison):
-            kind = quantity(row.name)
-            figures = " | ".join(
-                f"{value:.1e}"
-                for value in (row.errors["torch"], row.errors["flax"], row.mutual, row.bound)
-            )
-            lines.append(
-                f"| {precision} | {TITLES[kind]} | {count(one.comparison, kind)} | {figures} |"
-            )
-    exact, found = studies["float64"], versions()
-    lines += [
-        "",
-        (
-            f"After five epochs in float64, rounded to float32: {exact.equal:,} of {exact.total:,} "
-            "weights are the same bits."
-        ),
-    ]
-    lines += [
-        f"Elements of {precision} {told}."
-        for precision, one in studies.items()
-        if (told := left_out(one.comparison))
-    ]
+    for rows in zip(*(summary(one.comparison) for one in checks.values()), strict=True):
+        figures = " | ".join(f"{row.worst:.1e} | {row.bound:.1e}" for row in rows)
+        lines.append(f"| {TITLES[quantity(rows[0].name)]} | {figures} |")
+    exact, found = checks["float64"], versions()
     names = ", ".join(
         f"{name} {found[name]}" for name in ("torch", "jax", "flax", "optax", "numpy")
     )
-    lines += [
-        (
-            f"Made by `python -m benchmarks.readme_figures` with {names} on {found['cores']} cores "
-            f"({found['machine']})."
-        )
-    ]
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"After five epochs in float64, {exact.equal:,} of {exact.total:,} weights, rounded to "
+            "float32, are the same bits.",
+            f"Measured by `python -m benchmarks.readme_figures` with {names} ({found['machine']}).",
+        ]
+    )
 
 
 def replaced(text: str, name: str, content: str) -> str:
@@ -81,21 +66,19 @@ def replaced(text: str, name: str, content: str) -> str:
     pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
     if not pattern.search(text):
         raise ValueError(
-            f"README.md has no marks for {name!r}; put <!-- {name}:begin --> and <!-- {name}:end "
-            "--> where it belongs"
+            f"README.md has no marks for {name!r}; put <!-- {name}:begin --> and "
+            f"<!-- {name}:end --> where it belongs"
         )
     return pattern.sub(lambda match: f"{match.group(1)}{content}\n{match.group(2)}", text)
 
 
 def main() -> None:
     """Write README.md anew."""
-    studies = check_parity(
-        {name: engine_type(name) for name in ("torch", "flax")},
-        default_model(),
-        ("float64", "float32"),
+    checks = check_parity(
+        {name: engine_type(name) for name in backends()}, default_model(), ("float64", "float32")
     )
     text = README.read_text(encoding="utf-8")
-    text = replaced(replaced(text, "parity", table(studies)), "demo", demo())
+    text = replaced(replaced(text, "parity", table(checks)), "demo", demo())
     README.write_text(text, encoding="utf-8")
 
 

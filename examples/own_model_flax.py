@@ -26,7 +26,9 @@ class OwnModel(nnx.Module):
         self, num_features: int, num_classes: int, max_length: int, *, rngs: nnx.Rngs
     ) -> None:
         self.input = nnx.Linear(num_features, 32, rngs=rngs)
-        self.positions = pe_flax.LearnedTableEncoding(LearnedTable(max_length), d_model=32)
+        self.positions = pe_flax.LearnedTableEncoding(
+            LearnedTable(max_length), d_model=32, rngs=rngs
+        )
         self.attention = nnx.MultiHeadAttention(4, 32, decode=False, rngs=rngs)
         self.norm = nnx.LayerNorm(32, rngs=rngs)
         self.head = nnx.Linear(32, num_classes, rngs=rngs)
