@@ -89,8 +89,7 @@ def run(options: ParityOptions) -> int:
     passed = True
     studies: dict[str, Any] = {}
     console.print(
-        "Worst relative distance to the reference, of each framework, and between the frameworks. "
-        "The reference:"
+        "Worst relative distance to what is exact, of each framework, and between them. Exact is:"
     )
     trained = f", {next(iter(compared))} in float64 for all that training adds"
     console.print(
