@@ -113,6 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return PIPE_CLOSED
     except Exception as error:
         found = _expected(error)
+        if found is None:
+            error.add_note(
+                "This is a bug in pe: please report it with the command and these lines."
+            )
         if found is None or os.environ.get("PE_TRACEBACK"):
             raise
         return _fail(*found)

@@ -31,6 +31,14 @@ class Adam(torch.optim.AdamW):
         max_gradient_norm: the global norm to which gradients are clipped; None clips nothing.
         stock: leave the choice of the kernel to torch, as `torch.optim.AdamW` comes.
 
+    Example:
+        >>> import torch
+        >>> from pe_torch import Adam
+        >>> model = torch.nn.Linear(3, 2)
+        >>> optimizer = Adam(model.parameters(), lambda step: 1e-3, max_gradient_norm=1.0)
+        >>> model(torch.ones(4, 3)).sum().backward()
+        >>> optimizer.step()
+
     Attributes:
         gradient_norm: the norm of the last step's gradients before clipping, on their device.
         finite: a boolean tensor that a caller may put here; a norm that is not finite turns it
