@@ -7,7 +7,7 @@ FOLDERS = $(wildcard pe_core pe_torch pe_flax pe_parity pe_cli parity_tests scri
 # Tests that need no torch, for the lowest versions. The Flax model is held to the reference by the
 # command.
 WITHOUT_TORCH = parity_tests/test_budgets.py parity_tests/test_checkpoint.py \
-	$(sort $(wildcard parity_tests/test_data*.py)) \
+	$(sort $(wildcard parity_tests/test_data*.py)) parity_tests/test_dropout_chance.py \
 	"parity_tests/test_examples.py::test_example_runs[own_model_flax]"
 
 .PHONY: setup demo test evidence lint wheel lowest clean
