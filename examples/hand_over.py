@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pe_flax.engine
 import pe_torch.engine
-from pe_core import Features, LearnedTable, ModelConfig, TrainConfig
 from pe_core.data import dummy
 from pe_core.training.loop import train
+from pe_torch import Features, LearnedTable, ModelConfig, TrainConfig
 
 
 def main() -> None:
