@@ -285,7 +285,8 @@ BAD_LINES = {
     f"{DUMMY} --test dummy": (
         "a test file does not go with dummy, got dummy; leave it out, or give a training file too"
     ),
-    f"{DUMMY} --encoding lerned": "unknown encoding 'lerned'; did you mean 'learned'? (for one of your own, "
+    f"{DUMMY} --encoding lerned": "unknown encoding 'lerned'; did you mean 'learned'? (for one "
+    "of your own, "
     "give --import MODULE or call register first)",
     f"{DUMMY} --encoding learned:max_len=5": (
         "encoding 'learned' has no option 'max_len'; did you mean 'max_length'?"

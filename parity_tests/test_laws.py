@@ -102,19 +102,19 @@ def test_padding_changes_nothing_wherever_it_stands_and_whatever_it_holds(
 @in_each_backend
 def test_padding_may_reach_beyond_the_table(label: str) -> None:
     config = small_config(encodings=(LearnedTable(BARE),))
-    wing, arrays, x = (
+    backend, arrays, x = (
         BACKENDS[label],
         perturbed_arrays(config),
         small_batch(config).inputs[:, :BARE],
     )
     longer, mask = padded(x, PADDINGS["inner"])
     exact = forward(config, arrays, x)
-    assert near(wing.call(wing.classifier(config, arrays), longer, mask=mask), exact, label)
+    assert near(backend.call(backend.classifier(config, arrays), longer, mask=mask), exact, label)
     mask[:, 1] = True
     with pytest.raises(
         ValueError, match="a sequence of length 5 does not fit the learned table of max_length 4"
     ):
-        wing.call(wing.classifier(config, arrays), longer, mask=mask)
+        backend.call(backend.classifier(config, arrays), longer, mask=mask)
 
 
 @in_each_backend
@@ -315,9 +315,9 @@ def test_the_table_gets_its_gradient_from_the_rows_that_were_read() -> None:
     exact = np.zeros((9, 6))
     np.add.at(exact, floor, (1 - share)[:, None] * cotangent.sum(axis=0))
     np.add.at(exact, np.minimum(floor + 1, 8), share[:, None] * cotangent.sum(axis=0))
-    for label, wing in BACKENDS.items():
-        layer = wing.package.LearnedTableEncoding(LearnedTable(9), d_model=6, seed=0)
-        of_x, gradients = wing.pullback(
+    for label, backend in BACKENDS.items():
+        layer = backend.package.LearnedTableEncoding(LearnedTable(9), d_model=6, seed=0)
+        of_x, gradients = backend.pullback(
             layer, cotangent, np.zeros((BATCH, LENGTH, 6), np.float32), positions=positions
         )
         assert near(gradients["table"], exact, label, "gradient")

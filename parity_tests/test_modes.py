@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import pe_flax
 import pe_torch
 from parity_tests.cases import (
     BACKENDS,
@@ -25,7 +26,8 @@ from parity_tests.cases import (
     small_config,
 )
 from parity_tests.small_models import in_each_backend, model, near, steps_and_logits, weights
-from pe_core import ComputeConfig, TrainConfig
+from pe_core import ComputeConfig, LearnedTable, TrainConfig
+from pe_core.encodings import Rotary, Shaw, T5Bias
 from pe_core.model.parameters import parameters
 from pe_core.model.random import derive, normal
 from pe_parity import BUDGETS, distance
@@ -54,19 +56,19 @@ def test_taps_change_nothing(label: str, name: str) -> None:
 
 @in_each_backend
 def test_dropout_is_for_training_only(label: str) -> None:
-    wing, config, x = BACKENDS[label], CONFIGS["dropout"], small_batch(CONFIGS["dropout"]).inputs
-    live = wing.classifier(config, weights("dropout"))
-    without = wing.call(wing.classifier(small_config(), weights("dropout")), x)
-    assert np.array_equal(wing.call(live, x), without)
-    assert np.array_equal(wing.call(live, x, dropout_step=7), without)
+    backend, config, x = BACKENDS[label], CONFIGS["dropout"], small_batch(CONFIGS["dropout"]).inputs
+    live = backend.classifier(config, weights("dropout"))
+    without = backend.call(backend.classifier(small_config(), weights("dropout")), x)
+    assert np.array_equal(backend.call(live, x), without)
+    assert np.array_equal(backend.call(live, x, dropout_step=7), without)
     live.train()
-    first, second = wing.call(live, x), wing.call(live, x)
+    first, second = backend.call(live, x), backend.call(live, x)
     assert not near(first, without, label)
     assert not near(first, second, label)
-    assert np.array_equal(wing.call(live, x, dropout_step=1), second)
-    assert np.array_equal(wing.call(live, x, dropout_step=0), first)
+    assert np.array_equal(backend.call(live, x, dropout_step=1), second)
+    assert np.array_equal(backend.call(live, x, dropout_step=0), first)
     live.eval()
-    assert np.array_equal(wing.call(live, x), without)
+    assert np.array_equal(backend.call(live, x), without)
 
 
 @pytest.mark.parametrize("name", ["sinusoidal", "both"])
@@ -103,6 +105,19 @@ def test_names_in_torch_are_the_canonical_ones(name: str) -> None:
     assert {key: tuple(value.shape) for key, value in names.items()} == {
         item.name: item.shape for item in parameters(CONFIGS[name])
     }
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_flax_models_are_tabulated(training: bool) -> None:
+    encodings = (LearnedTable(9, layers="all"), Rotary(), T5Bias(per_layer=True), Shaw(2))
+    live = pe_flax.SequenceClassifier(
+        small_config(encodings=encodings, pooling="cls", dropout=0.1 if training else 0.0)
+    )
+    live.train() if training else live.eval()
+    shown = nnx.tabulate(live, jnp.zeros((2, 5, 3)), mask=jnp.ones((2, 5), bool))
+    assert "SequenceClassifier" in shown
+    alone = pe_flax.SelfAttention(12, 3, encodings=encodings, seed=0)
+    assert "SelfAttention" in nnx.tabulate(alone, jnp.zeros((2, 5, 12)))
 
 
 def test_flax_models_run_compiled() -> None:

@@ -245,8 +245,10 @@ def test_waves_are_those_of_a_textbook(width: int) -> None:
             distance(sinusoidal(options, width, np.arange(50)), table, table)
             <= BUDGETS["tap", "float64"].bound
         )
-        for wing in BACKENDS.values():
-            found = wing.call(wing.package.SinusoidalEncoding(options, d_model=width), zeros)[0]
+        for backend in BACKENDS.values():
+            found = backend.call(backend.package.SinusoidalEncoding(options, d_model=width), zeros)[
+                0
+            ]
             assert distance(found, table, table) <= BUDGETS["tap", "float32"].bound
 
 

@@ -61,23 +61,23 @@ def test_every_bit_survives_the_way_there_and_back(
 
 
 def test_both_frameworks_write_the_same_bytes(tmp_path: Path) -> None:
-    for label, wing in BACKENDS.items():
-        wing.package.save(wing.package.SequenceClassifier(CONFIG, seed=4), tmp_path / label)
+    for label, backend in BACKENDS.items():
+        backend.package.save(backend.package.SequenceClassifier(CONFIG, seed=4), tmp_path / label)
     assert content(tmp_path / "torch") == content(tmp_path / "flax")
 
 
 @in_each_wing
 def test_float64_survives_too(tmp_path: Path, label: str) -> None:
-    wing = BACKENDS[label]
+    backend = BACKENDS[label]
     arrays = {
         name: array.astype(np.float64) + 2.0**-40
         for name, array in perturbed_arrays(CONFIG).items()
     }
-    with wing.mode("float64"):
-        wing.package.save(wing.classifier(CONFIG, arrays, "float64"), tmp_path)
+    with backend.mode("float64"):
+        backend.package.save(backend.classifier(CONFIG, arrays, "float64"), tmp_path)
     assert bits(load_model(tmp_path).arrays) == bits(arrays)
     assert {
-        array.dtype for array in wing.package.to_arrays(wing.package.load(tmp_path)).values()
+        array.dtype for array in backend.package.to_arrays(backend.package.load(tmp_path)).values()
     } == {np.dtype(np.float32)}
 
 
@@ -112,11 +112,11 @@ def test_square_weights_are_not_transposed(label: str) -> None:
     square = "layers.0.attention.out.weight"
     assert arrays[square].shape == (CONFIG.d_model, CONFIG.d_model)
     assert not np.array_equal(arrays[square], arrays[square].T)
-    wing, x = BACKENDS[label], normal(derive(0, 87), (2, 3, CONFIG.d_model)).astype(np.float32)
-    model = wing.classifier(CONFIG, arrays)
-    assert np.array_equal(wing.package.to_arrays(model)[square], arrays[square])
+    backend, x = BACKENDS[label], normal(derive(0, 87), (2, 3, CONFIG.d_model)).astype(np.float32)
+    model = backend.classifier(CONFIG, arrays)
+    assert np.array_equal(backend.package.to_arrays(model)[square], arrays[square])
     found, bias = (
-        wing.call(model.encoder.layers[0].attention.out, x),
+        backend.call(model.encoder.layers[0].attention.out, x),
         arrays["layers.0.attention.out.bias"],
     )
     right, wrong = x @ arrays[square].T + bias, x @ arrays[square] + bias
@@ -136,8 +136,10 @@ def test_arrays_that_are_not_contiguous_survive(tmp_path: Path) -> None:
     assert bits(load_model(tmp_path).arrays) == bits(arrays)
     others = safetensors.numpy.load_file(tmp_path / WEIGHTS_FILE)
     assert bits({name: others[name] for name in arrays}) == bits(arrays)
-    for wing in BACKENDS.values():
-        assert bits(wing.package.to_arrays(wing.package.from_arrays(CONFIG, views))) == bits(arrays)
+    for backend in BACKENDS.values():
+        assert bits(backend.package.to_arrays(backend.package.from_arrays(CONFIG, views))) == bits(
+            arrays
+        )
 
 
 def test_files_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:

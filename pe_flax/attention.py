@@ -166,7 +166,7 @@ class Attention(nnx.Module):
                 query = item.map_query(query, call.positions)
                 key = item.map_key(key, call.positions)
         biases = [item for item in encodings if isinstance(item, LogitBias)]
-        terms = [item.prepare(steps, call) for item in encodings if isinstance(item, Contextual)]
+        terms = [item._prepare(steps, call) for item in encodings if isinstance(item, Contextual)]
         mixed = attend(query, key, value, scale, call, biases, terms, self.rows_per_block)
         output = self.out(mixed.reshape(x.shape))
         call.tap_layer("attention.output", output)

@@ -230,7 +230,7 @@ class Encoder(nnx.Module):
         return [item for item in self._encodings(layer) if not isinstance(item, Additive)]
 
     def _encodings(self, layer: int) -> list[Encoding]:
-        return [item.for_layer(layer) for item in self.encodings]
+        return [item._for_layer(layer) for item in self.encodings]
 
 
 class SequenceClassifier(nnx.Module):

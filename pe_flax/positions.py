@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,13 +24,7 @@ class Rows(NamedTuple):
         return jax.lax.dynamic_slice_in_dim(x, self.start, self.size, axis)
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["values", "placed", "segments"],
-    meta_fields=["counted", "bound"],
-)
-@dataclass(frozen=True)
-class Positions:
+class Positions(NamedTuple):
     """Where the steps of a call stand.
 
     Args:
@@ -66,11 +59,28 @@ class Positions:
             jnp.pad(item, [(0, 0)] * (item.ndim - 1) + [(front, 0)])
             for item in (self.values, placed)
         )
-        return replace(self, values=values, placed=placed)
+        return self._replace(values=values, placed=placed)
 
     def restore(self, new: Array, old: Array) -> Array:
         """Return the new steps (batch, length, width), the old ones where there is no position."""
         return new if self.placed is None else jnp.where(self.placed[..., None], new, old)
+
+
+def _flatten(positions: Positions) -> tuple[list[tuple[Any, Any]], tuple[bool, int | None]]:
+    arrays = positions[:3]
+    keys = [(jax.tree_util.SequenceKey(number), array) for number, array in enumerate(arrays)]
+    return keys, (positions.counted, positions.bound)
+
+
+def _unflatten(static: tuple[bool, int | None], arrays: Iterable[Any]) -> Positions:
+    values, placed, segments = arrays
+    counted, bound = static
+    return Positions(values, placed, segments, counted, bound)
+
+
+# What is known without looking at arrays is static. By their numbers, as in a plain tuple, because
+# `nnx.tabulate` cannot show a tree with named fields among the arguments of a module's method.
+jax.tree_util.register_pytree_with_keys(Positions, _flatten, _unflatten)
 
 
 def real_steps(mask: Array | None, segment_ids: Array | None) -> Array | None:

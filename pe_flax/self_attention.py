@@ -65,7 +65,7 @@ class SelfAttention(Attention):
         super().__init__(sizes, bias=bias, compute=compute)
         self.dropout = dropout
         self.encodings = nnx.List(
-            make_encoding(options, sizes, seed=seed, rngs=rngs, compute=compute).for_layer(0)
+            make_encoding(options, sizes, seed=seed, rngs=rngs, compute=compute)._for_layer(0)
             for options in encodings
         )
         variables = canonical_variables(self)

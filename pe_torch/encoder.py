@@ -219,7 +219,7 @@ class Encoder(nn.Module):
         return [item for item in self._encodings(layer) if not isinstance(item, Additive)]
 
     def _encodings(self, layer: int) -> list[Encoding]:
-        return [cast(Encoding | PerLayer, item).for_layer(layer) for item in self.encodings]
+        return [cast(Encoding | PerLayer, item)._for_layer(layer) for item in self.encodings]
 
 
 class SequenceClassifier(nn.Module):

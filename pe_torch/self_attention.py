@@ -59,7 +59,7 @@ class SelfAttention(Attention):
         super().__init__(sizes, bias=bias, compute=compute)
         self.dropout = dropout
         self.encodings = nn.ModuleList(
-            make_encoding(options, sizes, seed=seed, compute=compute).for_layer(0)
+            make_encoding(options, sizes, seed=seed, compute=compute)._for_layer(0)
             for options in encodings
         )
         for item in attention_parameters(d_model, bias=bias):

@@ -205,11 +205,11 @@ def logits(column: str, config: ModelConfig, arrays: Mapping[str, np.ndarray]) -
 
 def loaded_logits(framework: str, folder: Path) -> np.ndarray:
     """The logits of a saved model in float64, by a framework."""
-    wing = BACKENDS[framework]
-    with wing.mode("float64"):
-        model = wing.package.load(folder, compute=FLOAT64)
+    backend = BACKENDS[framework]
+    with backend.mode("float64"):
+        model = backend.package.load(folder, compute=FLOAT64)
         given = batch(model.config)
-        return wing.call(model, given.inputs, mask=given.mask)
+        return backend.call(model, given.inputs, mask=given.mask)
 
 
 RUNS = {

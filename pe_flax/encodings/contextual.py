@@ -29,7 +29,7 @@ class ShawEncoding(Contextual):
     keys: nnx.Param
     values: nnx.Param
 
-    def prepare(self, steps: Steps, call: Call) -> Terms:
+    def _prepare(self, steps: Steps, call: Call) -> Terms:
         """Return q_i a^K_ij for the logits and the sum over w_ij a^V_ij for the values."""
         furthest, there = self.options.max_distance, call.positions
         keys = self.keys[...]

@@ -57,7 +57,7 @@ class Encoding(nnx.Module):
         for item in options.parameters(sizes):
             setattr(self, item.name, initial_parameter(item, seed, rngs, compute))
 
-    def for_layer(self, layer: int) -> Encoding:
+    def _for_layer(self, layer: int) -> Encoding:
         """Return what acts in a layer: itself, unless every layer has its own."""
         return self
 
@@ -68,7 +68,7 @@ class PerLayer(nnx.Module):
     def __init__(self, layers: list[Encoding]) -> None:
         self.layers = nnx.List(layers)
 
-    def for_layer(self, layer: int) -> Encoding:
+    def _for_layer(self, layer: int) -> Encoding:
         """Return the encoding of a layer."""
         return self.layers[layer]
 
@@ -314,6 +314,8 @@ class Contextual(Encoding):
     ) -> None:
         super().__init__(options, Sizes(d_model, num_heads), seed, rngs, compute)
 
-    def prepare(self, steps: Steps, call: Call) -> Terms:
-        """Return the terms of one layer."""
+    def _prepare(self, steps: Steps, call: Call) -> Terms:
+        """Return the terms of one layer, to be overridden. Private because `nnx.tabulate` calls the
+        public methods of modules by themselves, and functions cannot leave a compiled one.
+        """
         raise NotImplementedError

@@ -56,7 +56,7 @@ class Encoding(nn.Module):
         for item in options.parameters(sizes):
             self.register_parameter(item.name, initial_parameter(item, seed, compute))
 
-    def for_layer(self, layer: int) -> Encoding:
+    def _for_layer(self, layer: int) -> Encoding:
         """Return what acts in a layer: itself, unless every layer has its own."""
         return self
 
@@ -68,7 +68,7 @@ class PerLayer(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
-    def for_layer(self, layer: int) -> Encoding:
+    def _for_layer(self, layer: int) -> Encoding:
         """Return the encoding of a layer."""
         return self.layers[layer]  # type: ignore[return-value]
 
@@ -305,6 +305,8 @@ class Contextual(Encoding):
     ) -> None:
         super().__init__(options, Sizes(d_model, num_heads), seed, compute)
 
-    def prepare(self, steps: Steps, call: Call) -> Terms:
-        """Return the terms of one layer."""
+    def _prepare(self, steps: Steps, call: Call) -> Terms:
+        """Return the terms of one layer, to be overridden. Private because `nnx.tabulate` calls the
+        public methods of modules by themselves, and functions cannot leave a compiled one.
+        """
         raise NotImplementedError
