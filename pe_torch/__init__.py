@@ -12,10 +12,13 @@ from pe_torch.encodings import (
     T5BiasEncoding,
     register,
 )
+from pe_torch.mkl import choose_kernels
 from pe_torch.optimizer import Adam
 from pe_torch.self_attention import SelfAttention
 from pe_torch.stock_optimizer import export_adam, import_adam
 from pe_torch.weights import from_arrays, load, save, to_arrays
+
+choose_kernels()
 
 __all__ = [
     "Adam",
