@@ -27,7 +27,7 @@ VAGUE_NAMES = {"utils", "util", "common", "helpers", "helper", "misc", "base"}
 # Where the backends may differ: `file: name` -> the reason.
 MIRROR_EXCEPTIONS = {
     "mkl.py: ": "XLA brings its own vector functions",
-    "mkl.py: choose_kernels": "the same",
+    "mkl.py: choose_kernels": "XLA brings its own vector functions",
     "__init__.py: __all__": "an optimizer is a class in torch and a function in optax: Adam, adam",
     "dropout.py: DropoutCount": "nnx keeps what changes in a variable, torch in any attribute",
     "dropout.py: dropout_keep": "torch makes a tensor on a device, XLA where the program runs",
