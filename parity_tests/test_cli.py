@@ -278,7 +278,7 @@ BAD_LINES = {
     "train --framework troch --data dummy": "unknown framework 'troch'; did you mean 'torch'?",
     "train --framework torch --data dumy": "unknown data 'dumy', the names are dummy, order, "
     "digits, digits64 or a path ending in .npz or "
-    ".ts; did you mean dummy?",
+    ".ts; did you mean 'dummy'?",
     "train --framework torch --data ./dummy": "./dummy: a data file must end in .npz or .ts, got "
     "'no ending'; convert it, for example "
     "with numpy.savez",

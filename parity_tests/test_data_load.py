@@ -42,8 +42,8 @@ ENDING = "a data file must end in .npz or .ts, got '{}'; convert it"
 @each_refusal(
     {
         ValueError: {
-            NOT_FOUND.format("digts", "did you mean digits?"): ("digts", {}),
-            NOT_FOUND.format("Dummy", "did you mean dummy?"): ("Dummy", {}),
+            NOT_FOUND.format("digts", "did you mean 'digits'?"): ("digts", {}),
+            NOT_FOUND.format("Dummy", "did you mean 'dummy'?"): ("Dummy", {}),
             NOT_FOUND.format("x", CHOOSE): ("x", {}),
             NOT_FOUND.format("", CHOOSE): ("", {}),
             "table.csv: " + ENDING.format(".csv"): ("table.csv", {}),

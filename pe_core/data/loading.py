@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
@@ -20,7 +19,7 @@ from pe_core.data.sequences import Sequences
 from pe_core.data.standardisation import Standardisation
 from pe_core.data.tasks import digits, dummy, order
 from pe_core.data.ts import read_ts
-from pe_core.errors import UserValueError
+from pe_core.errors import UserValueError, nearest
 
 DATA_NAMES: Final = ("dummy", "order", "digits", "digits64")
 VALIDATION_FRACTION: Final = 0.2
@@ -106,8 +105,7 @@ def _reading(data: str | Path) -> Reading:
             f"{data}: a data file must end in .npz or .ts, got {path.suffix or 'no ending'!r}; "
             "convert it, for example with numpy.savez"
         )
-    nearest = difflib.get_close_matches(str(data).lower(), DATA_NAMES, n=1)
-    hint = f"did you mean {nearest[0]}?" if nearest else "choose one of them, or give a file"
+    hint = nearest(str(data).lower(), DATA_NAMES, otherwise="choose one of them, or give a file")
     raise UserValueError(
         f"unknown data {str(data)!r}, the names are {', '.join(DATA_NAMES)} or a path ending in "
         f".npz or .ts; {hint}"

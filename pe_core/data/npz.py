@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -11,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from pe_core.data.reading import Reading, right_padded_mask, sorted_names
-from pe_core.errors import UserTypeError, UserValueError
+from pe_core.errors import UserTypeError, UserValueError, nearest
 from pe_core.storage.archive import read_archive
 
 ARRAYS: Final = ("inputs", "labels", "mask", "lengths")
@@ -53,8 +52,7 @@ def read_npz(path: Path) -> Reading:
 def _check_names(path: Path, names: Sequence[str]) -> None:
     unknown = [name for name in names if name not in ARRAYS]
     if unknown:
-        nearest = difflib.get_close_matches(unknown[0], ARRAYS, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else "remove it"
+        hint = nearest(unknown[0], ARRAYS, otherwise="remove it")
         raise UserValueError(
             f"{path}: unknown array {', '.join(unknown)}, the known ones are "
             f"{', '.join(ARRAYS)}; {hint}"
