@@ -23,11 +23,11 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        train(pe_torch.engine.Engine, config, data, train=options, out=out, stop_at=40)
+        train(pe_torch.engine.Engine, config, data, train_config=options, out=out, stop_at=40)
         handed_over = train(
-            pe_flax.engine.Engine, config, data, train=options, out=out, resume=True
+            pe_flax.engine.Engine, config, data, train_config=options, out=out, resume=True
         )
-    alone = train(pe_torch.engine.Engine, config, data, train=options)
+    alone = train(pe_torch.engine.Engine, config, data, train_config=options)
     print("epoch  torch, then Flax  torch alone")
     for one, other in zip(handed_over.records, alone.records, strict=True):
         print(f"{one.epoch + 1:5d}  {one.train_loss:16.6f}  {other.train_loss:11.6f}")

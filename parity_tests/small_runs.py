@@ -42,7 +42,7 @@ def run(
 ) -> TrainResult:
     options = TrainConfig(**({"epochs": 2, "batch_size": BATCH} | changes))
     compute = ComputeConfig(precision=precision)
-    return train(ENGINES[name], config, data(masked=masked), train=options, compute=compute)
+    return train(ENGINES[name], config, data(masked=masked), train_config=options, compute=compute)
 
 
 def bits(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[str, bytes]]:

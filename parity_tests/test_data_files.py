@@ -120,7 +120,7 @@ TWO = {"inputs": np.zeros((2, 3))}
     {
         ValueError: {
             "unknown array input, the known ones are inputs, labels, mask, lengths; did you mean "
-            "inputs?": {"input": np.zeros((2, 3, 1))},
+            "'inputs'?": {"input": np.zeros((2, 3, 1))},
             "unknown array y, z, ...; remove it": TWO | {"y": np.ones(2), "z": np.ones(2)},
             "has no array inputs, only labels; save": {"labels": np.ones(2)},
             "has no array inputs, only nothing; save": {},

@@ -146,7 +146,11 @@ def first(name: str, *, bad_gradient: bool) -> tuple[Engine, dict[str, np.ndarra
 def go(watched: Watched, **options: Any) -> TrainResult:
     """A run by this engine."""
     return train(
-        lambda *arguments, **others: cast(Engine, watched), CONFIG, data(), train=TRAIN, **options
+        lambda *arguments, **others: cast(Engine, watched),
+        CONFIG,
+        data(),
+        train_config=TRAIN,
+        **options,
     )
 
 

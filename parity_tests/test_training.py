@@ -55,7 +55,9 @@ def test_the_order_of_batches_is_a_function_of_the_seed() -> None:
     found, first = data(masked=True), set()
     for seed in (0, 1):
         recorder = Recorder()
-        train(recorder, CONFIG, found, train=TrainConfig(epochs=2, batch_size=BATCH, seed=seed))
+        train(
+            recorder, CONFIG, found, train_config=TrainConfig(epochs=2, batch_size=BATCH, seed=seed)
+        )
         assert len(recorder.seen) == 6
         for number, batch in enumerate(recorder.seen):
             rows = epoch_order(seed, number // 3, COUNT)
@@ -67,7 +69,7 @@ def test_the_order_of_batches_is_a_function_of_the_seed() -> None:
 
 def test_a_batch_is_not_larger_than_the_training_part() -> None:
     recorder = Recorder()
-    result = train(recorder, CONFIG, data(), train=TrainConfig(epochs=1, batch_size=10**9))
+    result = train(recorder, CONFIG, data(), train_config=TrainConfig(epochs=1, batch_size=10**9))
     assert [len(batch.weights) for batch in recorder.seen] == [COUNT]
     assert np.isnan(result.seconds_per_step)
 
@@ -166,7 +168,7 @@ def test_without_positions_the_order_of_two_markers_is_out_of_reach(name: str) -
     accuracy, apart = {}, {}
     for encodings in ((), (LearnedTable(found.length),)):
         config = replace(CONFIG, inputs=Features(16), num_classes=2, encodings=encodings)
-        result = train(ENGINES[name], config, found, train=options, compute=compute)
+        result = train(ENGINES[name], config, found, train_config=options, compute=compute)
         engine = ENGINES[name](config, result.arrays, TrainConfig(), compute, 0)
         both = (found.validation, swapped(found.validation))
         one, other = (predict(engine, sequences, 250) for sequences in both)
@@ -183,7 +185,7 @@ def test_padding_beyond_a_table_is_no_obstacle() -> None:
     short = Sequences(whole.inputs, whole.labels, mask, whole.class_names)
     found, config = Dataset("short", short, short), replace(CONFIG, encodings=(LearnedTable(4),))
     losses = [
-        train(kind, config, found, train=TrainConfig(epochs=1)).records[-1].train_loss
+        train(kind, config, found, train_config=TrainConfig(epochs=1)).records[-1].train_loss
         for kind in ENGINES.values()
     ]
     assert near(losses[1], losses[0], "loss", "float32")

@@ -59,7 +59,7 @@ def test_a_number_that_is_not_finite_stops_the_run_before_the_weights_change(
     options = TrainConfig(epochs=2, batch_size=BATCH, learning_rate=1e30)
     kind, words = Kept(ENGINES[name]), r"^step 1 \(epoch 0\): loss nan, gradient norm nan; .* is "
     with pytest.raises(NotFiniteError, match=words + r"layers\.0\.\S+; the weights are") as raised:
-        train(kind, CONFIG, data(), train=options, out=tmp_path / "run")
+        train(kind, CONFIG, data(), train_config=options, out=tmp_path / "run")
     tensor = str(raised.value).split("not finite is ")[1].split(";")[0]
     first = kind.states[0]
     for state in (*kind.states, kind.engine.state()):
@@ -86,7 +86,7 @@ def test_the_first_bad_tensor_is_named(
 ) -> None:
     bad = Recorder(lambda step: (np.inf, 0.0, 5.0, 1.0) if step == 4 else None, taps, gradients)
     with pytest.raises(NotFiniteError) as raised:
-        train(bad, CONFIG, data(), train=TrainConfig(epochs=2, batch_size=BATCH))
+        train(bad, CONFIG, data(), train_config=TrainConfig(epochs=2, batch_size=BATCH))
     start = "step 4 (epoch 1): loss inf, gradient norm 1; the first tensor that is not finite is "
     assert str(raised.value).startswith(f"{start}{words};")
 
@@ -101,7 +101,9 @@ def test_an_interrupt_finishes_the_step(tmp_path: Path) -> None:
 
     recorder, out = Recorder(metrics), tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        train(recorder, CONFIG, data(), train=TrainConfig(epochs=3, batch_size=BATCH), out=out)
+        train(
+            recorder, CONFIG, data(), train_config=TrainConfig(epochs=3, batch_size=BATCH), out=out
+        )
     assert len(recorder.seen) == 5
     steps = [line["step"] for line in lines_of(out) if line["kind"] == "step"]
     epochs = [line["epoch"] for line in lines_of(out) if line["kind"] == "epoch"]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 
+from pe_cli.options import FILE, FLAT
 from pe_cli.reporting import check_json, console, write_json
-from pe_core.errors import UserValueError, nearest, require_one_of
+from pe_core.errors import UserValueError, nearest
+from pe_core.model.config import Precision
 from pe_parity.budgets import budget
 from pe_parity.compare import Comparison, Row, compare
 from pe_parity.diagnose import Diagnosis, diagnose
@@ -23,35 +25,31 @@ from pe_parity.trace_file import COMPARED, Given, TraceFile, read_trace
 # Around the first failure; --json FILE has all.
 SHOWN_BEFORE: Final = 20
 SHOWN_AFTER: Final = 4
-NAMES_TOLD: Final = 3
+NAMES_SHOWN: Final = 3
 
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """Find the first name at which two traces part, and say what the difference looks like.
+    """Options of `pe compare`.
 
     Args:
-        a: the trace to be near to; that of the model which is right.
+        a: the trace of the model that is right.
         b: the trace in question.
-        reference: a third trace, for both to be near to.
-        precision: float32, float64 or bfloat16, which chooses the bounds; the coarser of the two
-            traces' own when not given.
+        reference: a third trace, to which both are compared.
+        precision: chooses the bounds; the coarser of the two traces' own when not given.
         json: write every figure to this file.
     """
 
-    a: str
-    b: str
-    reference: str | None = None
-    precision: str | None = None
-    json: str | None = None
+    a: Annotated[str, FILE]
+    b: Annotated[str, FILE]
+    _: KW_ONLY
+    reference: Annotated[str | None, FILE] = None
+    precision: Precision | None = None
+    json: Annotated[str | None, FILE] = None
 
 
-def run(options: CompareOptions) -> int:
-    """Print the names in order up to the first that leaves its bound, and a diagnosis; return 1
-    when one does.
-    """
-    if options.precision is not None:
-        require_one_of("precision", options.precision, COMPARED)
+def run(options: Annotated[CompareOptions, FLAT]) -> int:
+    """Find where two traces diverge, and say what the difference looks like."""
     check_json(options.json)
     files = {
         path: read_trace(Path(path))
@@ -107,9 +105,9 @@ def _lines(
         apart = [name for name in file.trace if any(name not in other.trace for other in files)]
         if apart:
             yield (
-                f"{file.path} alone has {_told(apart)}: not compared"
+                f"{file.path} alone has {_first_names(apart)}: not compared"
                 if len(files) == 2
-                else f"not in all files: {_told(apart)}"
+                else f"not in all files: {_first_names(apart)}"
             )
     if any(file.given is None for file in files):
         unknown = ", ".join(str(file.path) for file in files if file.given is None)
@@ -225,7 +223,7 @@ def _common_names(files: list[TraceFile]) -> list[str]:
         mine, theirs = next(iter(files[1].trace)), files[0].trace
         raise UserValueError(
             f"{files[0].path} and {files[1].path} have no name in common; {mine!r}: "
-            f"{nearest(mine, list(theirs)[:NAMES_TOLD])}"
+            f"{nearest(mine, list(theirs)[:NAMES_SHOWN])}"
         )
     return names
 
@@ -255,9 +253,9 @@ def _records(found: dict[str, Diagnosis]) -> dict[str, Any]:
     }
 
 
-def _told(names: list[str]) -> str:
-    more = f" and {len(names) - NAMES_TOLD} more" if len(names) > NAMES_TOLD else ""
-    return f"{', '.join(names[:NAMES_TOLD])}{more}"
+def _first_names(names: list[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return f"{', '.join(names[:NAMES_SHOWN])}{more}"
 
 
 def _count(number: int, what: str) -> str:

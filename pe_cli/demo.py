@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pe_cli.engines import engine_types
+from pe_cli.options import FILE, FLAT, FOLDER
 from pe_cli.reporting import TrainReporter, check_json, console, run_folder, write_json
 from pe_core.data import dummy, order, steps_per_epoch
 from pe_core.encodings import EncodingOptions, LearnedTable, Sinusoidal
@@ -23,10 +24,9 @@ from pe_parity.report import TITLES, failure_line, summary
 ORDER_TRAINING = TrainConfig(epochs=18, learning_rate=2e-3)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """The same training in every framework that is installed, side by side, then the evidence that
-    they are one model.
+    """Options of `pe demo`.
 
     Args:
         seed: of everything.
@@ -35,12 +35,12 @@ class DemoOptions:
     """
 
     seed: int = 0
-    out: str | None = None
-    json: str | None = None
+    out: Annotated[str | None, FOLDER] = None
+    json: Annotated[str | None, FILE] = None
 
 
-def run(options: DemoOptions) -> int:
-    """Run the demonstration; return 1 when the frameworks do not agree."""
+def run(options: Annotated[DemoOptions, FLAT] = DemoOptions()) -> int:
+    """Train one model in every framework, side by side, and show that they agree."""
     settings = TrainConfig(seed=options.seed)
     check_json(options.json)
     out = run_folder(options.out, "demo")
@@ -87,16 +87,21 @@ def _dummy(
     for name, engine in engines.items():
         with TrainReporter(settings.epochs, total, name, lines=False) as reporter:
             results[name] = train(
-                engine, default_model(), data, train=settings, reporter=reporter, out=out / name,
+                engine,
+                default_model(),
+                data,
+                train_config=settings,
+                reporter=reporter,
+                out=out / name,
                 description={"framework": name, "versions": versions()},
-            )  # fmt: skip
+            )
     for line in _epochs(results):
         console.print(line)
     last = next(iter(results.values())).records[-1]
     gap = last.train_accuracy - last.validation_accuracy
     console.print(
-        f"Training accuracy {last.train_accuracy:.3f}, validation {last.validation_accuracy:.3f}: a "
-        f"gap of {gap:.3f}. The labels are random,\n"
+        f"Training accuracy {last.train_accuracy:.3f}, validation {last.validation_accuracy:.3f}: "
+        f"a gap of {gap:.3f}. The labels are random,\n"
         "so nothing can generalise and validation stays near one half; what training gains is "
         "memory.\n"
         "'Minimal overfitting' can only mean that five epochs are too few to remember everything.\n"
@@ -154,7 +159,7 @@ def _order(engines: dict[str, EngineType], seed: int) -> dict[str, dict[str, flo
             with TrainReporter(
                 settings.epochs, total, f"{name}, {framework}", lines=False
             ) as reporter:
-                result = train(engine, config, data, train=settings, reporter=reporter)
+                result = train(engine, config, data, train_config=settings, reporter=reporter)
             found[name][framework] = result.records[-1].validation_accuracy
         console.print(
             f"{name:12s}  " + "".join(f"{one:<8.3f}" for one in found[name].values()).rstrip()
@@ -185,9 +190,8 @@ def _parity(engines: dict[str, EngineType], seed: int) -> tuple[bool, dict[str, 
     )
     for precision, one in studies.items():
         worst = {quantity(row.name): row.worst for row in summary(one.comparison)}
-        console.print(
-            f"{precision}   {'   '.join(f'{worst[kind]:<{widths[kind]}.1e}' for kind in kinds)}".rstrip()
-        )
+        cells = (f"{worst[kind]:<{widths[kind]}.1e}" for kind in kinds)
+        console.print(f"{precision}   {'   '.join(cells)}".rstrip())
         figures[precision] = {quantity(row.name): row.worst for row in summary(one.comparison)}
         if one.comparison.first_failure is not None:
             console.print(failure_line(one.comparison.first_failure), style="red")

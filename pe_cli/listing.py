@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from dataclasses import MISSING, dataclass, fields
-from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
+from dataclasses import MISSING, fields
+from types import UnionType
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 from pe_cli.reporting import console
 from pe_core.encodings import ENCODINGS
@@ -26,17 +27,13 @@ DATA: Final = {
     ),
     "FILE.ts": "The format of the UCR and UEA archives: unequal lengths and missing values, too.",
 }
+VALUES: Final = {int: "N", float: "X", bool: "true|false", type(None): "none"}
 INDENT: Final = " " * 14
 WIDTH: Final = 98
 
 
-@dataclass(frozen=True)
-class ListOptions:
-    """What there is: encodings with their options, data, frameworks."""
-
-
-def run(options: ListOptions) -> int:
-    """Print the encodings with their options, the built-in data and the frameworks."""
+def run() -> int:
+    """List the encodings with their options, the built-in data and the frameworks."""
     console.heading("encodings", " (--encoding NAME or NAME:option=value,option=value)")
     _entry("none", "The model without positions.")
     for name, kind in ENCODINGS.items():
@@ -58,22 +55,23 @@ def _entry(name: str, *paragraphs: str) -> None:
 
 def _options(kind: type[Any]) -> list[str]:
     """Return a line for each option of an encoding: its values and the default."""
-    hints, lines = get_type_hints(kind), []
-    for field in fields(kind):
-        hint = hints[field.name]
-        values = (
-            "|".join(get_args(hint))
-            if get_origin(hint) is Literal
-            else {int: "N", float: "X", bool: "true|false"}[hint]
-        )
-        default = (
-            "the longest sequence"
-            if field.default is MISSING
-            else f"{field.default:g}"
-            if hint is float
-            else str(field.default).lower()
-            if hint is bool
-            else field.default
-        )
-        lines.append(f"{field.name}={values} (default: {default})")
-    return lines
+    hints = get_type_hints(kind)
+    return [
+        f"{field.name}={values(hints[field.name])} (default: {_default(field.default)})"
+        for field in fields(kind)
+    ]
+
+
+def values(hint: Any) -> str:
+    """Return the values that a type allows: float | None is X|none."""
+    if get_origin(hint) is Literal:
+        return "|".join(map(str, get_args(hint)))
+    if get_origin(hint) in (Union, UnionType):
+        return "|".join(map(values, get_args(hint)))
+    return VALUES.get(hint, "VALUE")
+
+
+def _default(value: Any) -> str:
+    if value is MISSING:
+        return "the longest sequence"
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()

@@ -6,84 +6,46 @@ import errno
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final
+
+from cyclopts import App, Parameter
+from cyclopts.help import DefaultFormatter, PanelSpec
+from rich.box import Box
 
 from pe_cli import compare, demo, listing, parity, predict, resume, trace, train
 from pe_cli.imports import imported, split_imports
-from pe_cli.options import Line
+from pe_cli.options import call, check
+from pe_cli.reporting import PipeConsole
 from pe_core.errors import UserError, UserValueError, nearest
 from pe_core.training.interrupts import Terminated
 from pe_core.training.loop import NotFiniteError
 
-
-class Command(NamedTuple):
-    """A subcommand: its options, what runs, and a line about it."""
-
-    options: Line
-    run: Callable[[Any], int]
-    help: str
-
-
-COMMANDS: Final = {
-    "train": Command(
-        Line("train", train.TrainOptions, reads_config=True),
-        train.run,
-        "train a sequence classifier",
-    ),
-    "resume": Command(
-        Line("resume", resume.ResumeOptions, ("run",)),
-        resume.run,
-        "go on with a run that stopped, in either framework",
-    ),
-    "predict": Command(
-        Line("predict", predict.PredictOptions, ("model",)),
-        predict.run,
-        "classify sequences with a trained model",
-    ),
-    "parity": Command(
-        Line("parity", parity.ParityOptions, alone=parity.ALONE),
-        parity.run,
-        "compare the reference, PyTorch and Flax, name by name",
-    ),
-    "trace": Command(
-        Line("trace", trace.TraceOptions),
-        trace.run,
-        "write every named intermediate of any model to a file",
-    ),
-    "compare": Command(
-        Line("compare", compare.CompareOptions, ("a", "b")),
-        compare.run,
-        "find where two traces part, and why",
-    ),
-    "demo": Command(
-        Line("demo", demo.DemoOptions),
-        demo.run,
-        "the same training in both frameworks, side by side",
-    ),
-    "list": Command(
-        Line("list", listing.ListOptions),
-        listing.run,
-        "encodings, data and frameworks that there are",
-    ),
+COMMANDS: Final[dict[str, Callable[..., int]]] = {
+    "train": train.run,
+    "resume": resume.run,
+    "predict": predict.run,
+    "parity": parity.run,
+    "trace": trace.run,
+    "compare": compare.run,
+    "demo": demo.run,
+    "list": listing.run,
 }
-
-USAGE: Final = """\
-usage: pe COMMAND [options]
-
-Positional encodings for Transformer encoders: one model in PyTorch and in JAX (Flax).
-
-commands:
-{commands}
-
-pe COMMAND --help lists the options of a command. With --import MODULE a command first imports a
+EPILOGUE: Final = """\
+`pe COMMAND --help` lists the options of a command. With `--import MODULE` a command first imports a
 module of yours, which may register an encoding.
-Exit codes: 0 all is well, 1 a check failed or a number was not finite, 2 bad input,
-130 interrupted, 143 terminated.
-With PE_TRACEBACK=1 in the environment an error shows where it arose.
+
+Exit codes: 0 success, 1 a check failed or a number was not finite, 2 bad input, 70 a bug in pe,
+130 interrupted, 143 terminated. With PE_TRACEBACK=1 in the environment an error shows where it
+arose.
+"""
+BUG: Final = """\
+pe: this is a bug; please report it in the project's issue tracker, with the command and these lines
 """
 
-# 128 plus the number of the signal, as shells have it.
+# What sysexits.h has for an internal error; and 128 plus the number of the signal, as shells do.
+INTERNAL_ERROR: Final = 70
 INTERRUPTED: Final = 130
 TERMINATED: Final = 143
 PIPE_CLOSED: Final = 141
@@ -94,16 +56,12 @@ OUT_OF_MEMORY: Final = re.compile(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, 1 for a check that failed, 2 for bad input, 130
-    for an interrupt.
-    """
+    """Run the command and return its exit code."""
     try:
         code = _run(sys.argv[1:] if arguments is None else list(arguments))
-        # Here and not at exit, where a reader that has left would make Python complain.
+        # Here and not at exit, where Python would complain about a reader that has left.
         sys.stdout.flush()
         return code
-    except SystemExit as leave:  # --help
-        return int(leave.code or 0)
     except Terminated:
         return _fail("terminated; what was written so far is kept", TERMINATED)
     except KeyboardInterrupt:
@@ -112,47 +70,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except Exception as error:
-        found = _expected(error)
-        if found is None:
-            error.add_note(
-                "This is a bug in pe: please report it with the command and these lines."
-            )
-        if found is None or os.environ.get("PE_TRACEBACK"):
+        if os.environ.get("PE_TRACEBACK"):
             raise
-        return _fail(*found)
+        found = _expected(error)
+        if found is not None:
+            return _fail(*found)
+        traceback.print_exc()
+        print(BUG, end="", file=sys.stderr)
+        return INTERNAL_ERROR
+
+
+def make_app() -> App:
+    """Return the commands with their options, as cyclopts reads them from signatures."""
+    blank = PanelSpec(box=Box("    \n" * 8), padding=(0, 1, 0, 2))
+    app = App(
+        name="pe",
+        help="Positional encodings for Transformer encoders: one model in PyTorch and in JAX "
+        "(Flax).",
+        help_epilogue=EPILOGUE,
+        help_format="markdown",
+        help_formatter=DefaultFormatter(panel_spec=blank),
+        version_flags=(),
+        config=check,
+        # The last one counts, so that a script may add to a line.
+        default_parameter=Parameter(allow_repeating=True),
+        print_error=False,
+        exit_on_error=False,
+    )
+    for place, (name, run) in enumerate(COMMANDS.items()):
+        app.command(run, name, help_epilogue="", sort_key=place)
+    return app
 
 
 def _run(arguments: list[str]) -> int:
-    if arguments[:1] in (["-h"], ["--help"]):
-        print(
-            USAGE.format(
-                commands="\n".join(
-                    f"  {name:<10}{command.help}" for name, command in COMMANDS.items()
-                )
-            ),
-            end="",
-        )
-        return 0
     if not arguments:
         raise UserValueError(f"pe needs a command: {', '.join(COMMANDS)}; see pe --help")
-    name, *rest = arguments
-    if name not in COMMANDS:
-        kind = "pe has no option" if name.startswith("-") else "unknown command"
-        hint = (
-            "options go behind a command; see pe --help"
-            if name.startswith("-")
-            else nearest(name, COMMANDS)
-        )
-        raise UserValueError(f"{kind} {name!r}; {hint}")
-    command = COMMANDS[name]
-    modules, rest = split_imports(rest)
+    name = arguments[0]
+    if name not in (*COMMANDS, "-h", "--help"):
+        if name.startswith("-"):
+            raise UserValueError(
+                f"pe has no option {name!r}; options go behind a command; see pe --help"
+            )
+        raise UserValueError(f"unknown command {name!r}; {nearest(name, COMMANDS)}")
+    # Before parsing: a module may register an encoding that the options name.
+    modules, rest = split_imports(arguments[1:])
     with imported(modules):
-        return command.run(command.options.parse(rest))
+        return call(make_app(), [name, *rest], parity.ALONE, PipeConsole())
 
 
 def _expected(error: Exception) -> tuple[str, int] | None:
-    """Return the line and the exit code of an error that a user can do something about; None for a
-    fault of the program.
+    """Return the line and the exit code of an error that the user can do something about; None
+    for a bug.
     """
     text = " ".join(str(error).split())
     if isinstance(error, NotFiniteError):
@@ -166,10 +134,9 @@ def _expected(error: Exception) -> tuple[str, int] | None:
             2,
         )
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        full = error.errno in FULL
         remedy = (
             "make room there; a run that stopped goes on with pe resume"
-            if full
+            if error.errno in FULL
             else "choose a path that can be read and written"
         )
         return f"{error.filename}: {error.strerror.lower()}; {remedy}", 2

@@ -5,39 +5,39 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from pe_cli import calibration_report, evidence
 from pe_cli.engines import engine_types, forward_types
-from pe_cli.reporting import check_json, console, write_json
+from pe_cli.options import ENCODING, FILE, FLAT, FOLDER
+from pe_cli.reporting import check_json, console, require_positive, write_json
 from pe_core.encodings import ENCODINGS, parse_encoding
-from pe_core.errors import UserValueError, require_integer, require_one_of
-from pe_core.model.config import PRECISIONS, ModelConfig, Precision
+from pe_core.errors import UserValueError, require_integer
+from pe_core.model.config import ModelConfig, Precision
 from pe_core.storage.strict_json import read_json
 from pe_core.training.backends import count_weights, versions
 from pe_parity.calibrate import CASES
 from pe_parity.check import DEFAULT_LENGTH, ParityCheck, check_parity, default_model
 from pe_parity.report import failure_line, to_json, to_lines
-from pe_parity.trace import DEPTHS
+from pe_parity.trace import Depth
 
 # All batches of the run are in memory at once.
 MAX_STEPS: Final = 10_000
 # What an option means that is given without a value.
-ALONE: Final = {"calibrate": str(CASES), "report": "docs"}
+ALONE: Final = {"--calibrate": str(CASES), "--report": "docs"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ParityOptions:
-    """Compare the reference, PyTorch and Flax, name by name: intermediates, gradients, an Adam
-    step, a training run.
+    """Options of `pe parity`.
 
     Args:
         config: the config.json of a model; the model of the demonstration when not given.
         encoding: none, learned or sinusoidal with options, or all for one after the other; the
             config's own when not given.
-        depth: how far to go, to forward, gradient, step or run.
+        depth: how far to go.
         steps: of the run; five epochs when not given.
-        precision: float32, float64 or bfloat16; float64 and float32 when not given.
+        precision: of the computation; float64 and then float32 when not given.
         calibrate: instead, measure the noise over so many random models (100 when no number is
             given) and hold the budgets against it.
         report: also measure how training drifts, some minutes, and write it all into this folder
@@ -45,21 +45,20 @@ class ParityOptions:
         json: write every figure to this file.
     """
 
-    config: str | None = None
-    encoding: str | None = None
-    depth: str = "run"
+    config: Annotated[str | None, FILE] = None
+    encoding: Annotated[str | None, ENCODING] = None
+    depth: Depth = "run"
     steps: int | None = None
-    precision: str | None = None
+    precision: Precision | None = None
     calibrate: int | None = None
-    report: str | None = None
-    json: str | None = None
+    report: Annotated[str | None, FOLDER] = None
+    json: Annotated[str | None, FILE] = None
 
 
-def run(options: ParityOptions) -> int:
-    """Print a table for each model and precision; return 1 when anything leaves its budget."""
-    require_one_of("depth", options.depth, DEPTHS)
-    if options.precision is not None:
-        require_one_of("precision", options.precision, PRECISIONS)
+def run(options: Annotated[ParityOptions, FLAT] = ParityOptions()) -> int:
+    """Compare the reference, PyTorch and Flax, name by name: intermediates, gradients, an Adam
+    step, a training run.
+    """
     if options.steps is not None:
         require_integer("steps", options.steps, 1, MAX_STEPS)
         if options.depth != "run":
@@ -67,12 +66,11 @@ def run(options: ParityOptions) -> int:
                 f"--steps {options.steps} goes with --depth run, got --depth {options.depth}; "
                 "leave one of them out"
             )
-    if options.calibrate is not None:
-        require_integer("calibrate", options.calibrate, 1)
+    require_positive(calibrate=options.calibrate)
     _check_report(options)
     check_json(options.json)
     precisions: tuple[Precision, ...] = (
-        ("float64", "float32") if options.precision is None else (options.precision,)  # type: ignore[assignment]
+        ("float64", "float32") if options.precision is None else (options.precision,)
     )
     models = _models(options)
     if options.calibrate is not None:
@@ -102,7 +100,7 @@ def run(options: ParityOptions) -> int:
                 compared,
                 config,
                 precisions,
-                depth=options.depth,  # type: ignore[arg-type]
+                depth=options.depth,
                 steps=options.steps,
             )
         studies[name] = {}

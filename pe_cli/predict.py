@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 
+from pe_cli.options import DATA, FILE, FLAT, FOLDER, FRAMEWORK
 from pe_cli.reporting import check_json, console, write_json
 from pe_core.data import DATA_NAMES, Sequences, Standardisation, load, read
 from pe_core.errors import UserValueError, require_integer
-from pe_core.model.config import ComputeConfig, Features
+from pe_core.model.config import ComputeConfig, Features, Precision
 from pe_core.storage.model_directory import CONFIG_FILE, SavedModel, load_model
 from pe_core.training.backends import backends, forward_type, require_backend, versions
 from pe_core.training.config import TrainConfig
@@ -25,7 +26,7 @@ BATCH_SIZE: Final = 64
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """Classify sequences with a trained model, in whichever framework is there.
+    """Options of `pe predict`.
 
     Args:
         model: the folder of a run, or a model folder.
@@ -33,21 +34,22 @@ class PredictOptions:
             taken.
         framework: where to compute; the first that is installed when not given.
         seed: of the split of built-in data; that of the training when not given.
-        precision: float32, float64 or bfloat16.
+        precision: of the computation.
         json: write all predictions and probabilities to this file.
     """
 
-    model: str
-    data: str
-    framework: str | None = None
+    model: Annotated[str, FOLDER]
+    _: KW_ONLY
+    data: Annotated[str, DATA]
+    framework: Annotated[str | None, FRAMEWORK] = None
     seed: int | None = None
-    precision: str = ComputeConfig.precision
-    json: str | None = None
+    precision: Precision = ComputeConfig.precision
+    json: Annotated[str | None, FILE] = None
 
 
-def run(options: PredictOptions) -> int:
-    """Print the class of each sequence and the accuracy where the labels are known."""
-    compute = ComputeConfig(precision=options.precision)  # type: ignore[arg-type]  # text from outside; the config checks it
+def run(options: Annotated[PredictOptions, FLAT]) -> int:
+    """Classify sequences with a trained model, in any framework."""
+    compute = ComputeConfig(precision=options.precision)
     framework = options.framework or _first_installed()
     require_backend(framework)
     check_json(options.json)

@@ -1,6 +1,4 @@
-"""What a run tells on a screen or in a file: a bar and lines on a terminal, plain lines
-elsewhere.
-"""
+"""What a run prints or writes: a bar and lines on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,22 +12,33 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pe_core.errors import UserFileNotFoundError, UserPermissionError, UserValueError
+from pe_core.errors import (
+    UserFileNotFoundError,
+    UserPermissionError,
+    UserValueError,
+    require_integer,
+)
 from pe_core.storage.files import write_file
 from pe_core.training.run_directory import EpochRecord
 
 
-class PlainConsole(Console):
-    """A console that prints texts as they are: a name may hold brackets, and a line is broken by
-    the screen alone.
+class PipeConsole(Console):
+    """A console that raises BrokenPipeError, where rich would exit with the code of a failed
+    check.
+    """
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Let the command decide."""
+        raise BrokenPipeError
+
+
+class PlainConsole(PipeConsole):
+    """A console that prints texts as they are: a name may hold brackets, and only the screen
+    breaks a line.
     """
 
     def __init__(self) -> None:
         super().__init__(highlight=False, soft_wrap=True, markup=False, emoji=False)
-
-    def on_broken_pipe(self) -> NoReturn:
-        """Let the command decide, where rich would leave with the code of a failed check."""
-        raise BrokenPipeError
 
     def heading(self, title: str, rest: str = "") -> None:
         """Print a title, bold where there is a terminal."""
@@ -142,6 +151,13 @@ class Bar:
         if not console.is_terminal and 10 * done // self.total > self._tenths:
             self._tenths = 10 * done // self.total
             console.print(f"{self.title}: {done:,} of {self.total:,}")
+
+
+def require_positive(**values: int | None) -> None:
+    """Raise one clear line unless each of the named values is None or at least 1."""
+    for name, value in values.items():
+        if value is not None:
+            require_integer(name, value, 1)
 
 
 def check_json(path: str | None) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from pe_cli.reporting import TrainReporter, check_json, console
+from pe_cli.options import FILE, FLAT, FOLDER, FRAMEWORK
+from pe_cli.reporting import TrainReporter, check_json, console, require_positive
 from pe_cli.train import conclude
 from pe_core.data import load, steps_per_epoch
-from pe_core.errors import UserValueError, require_integer, require_one_of
+from pe_core.errors import UserValueError, require_one_of
 from pe_core.model.config import ComputeConfig, ModelConfig
 from pe_core.storage.model_directory import is_saved
 from pe_core.training.backends import backends, engine_type, require_backend
@@ -31,7 +32,7 @@ FIELDS: Final = {
 
 @dataclass(frozen=True)
 class ResumeOptions:
-    """Go on with a run that stopped, in the framework it was in or in the other.
+    """Options of `pe resume`.
 
     Args:
         run: folder of the run.
@@ -41,22 +42,18 @@ class ResumeOptions:
         json: write the figures of the run to this file.
     """
 
-    run: str
-    framework: str | None = None
+    run: Annotated[str, FOLDER]
+    _: KW_ONLY
+    framework: Annotated[str | None, FRAMEWORK] = None
     checkpoint_every: int | None = None
     stop_at: int | None = None
-    json: str | None = None
+    json: Annotated[str | None, FILE] = None
 
 
-def run(options: ResumeOptions) -> int:
-    """Go on from the newest checkpoint that holds."""
+def run(options: Annotated[ResumeOptions, FLAT]) -> int:
+    """Go on with a run that stopped, in either framework."""
     check_json(options.json)
-    for name, value in (
-        ("checkpoint_every", options.checkpoint_every),
-        ("stop_at", options.stop_at),
-    ):
-        if value is not None:
-            require_integer(name, value, 1)
+    require_positive(checkpoint_every=options.checkpoint_every, stop_at=options.stop_at)
     directory = RunDirectory(Path(options.run))
     record = directory.config()
     try:
@@ -90,7 +87,7 @@ def run(options: ResumeOptions) -> int:
             make,
             config,
             data,
-            train=settings,
+            train_config=settings,
             compute=compute,
             reporter=reporter,
             out=directory.path,

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from pe_cli.model_function import implementation
+from pe_cli.options import FILE, FLAT, FOLDER
 from pe_cli.parity import read_config
 from pe_cli.reporting import check_file, console
-from pe_core.errors import UserValueError, require_integer, require_one_of
+from pe_core.errors import UserValueError, require_integer
 from pe_core.model.config import ComputeConfig, Precision
 from pe_core.storage.model_directory import load_model
 from pe_core.training.backends import backends, count_weights, engine_type, forward_type, versions
@@ -16,16 +20,15 @@ from pe_core.training.config import TrainConfig
 from pe_core.training.run_directory import MODEL_FOLDER
 from pe_parity.check import default_model
 from pe_parity.probe_inputs import probe_arrays, probe_batches
-from pe_parity.trace import DEPTHS, Depth, reference_trace, trace
+from pe_parity.trace import Depth, reference_trace, trace
 from pe_parity.trace_file import Given, TraceFile, write_trace
 
 REFERENCE = "reference"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TraceOptions:
-    """Write every named intermediate of a model to a file: of PyTorch, Flax, the reference, or any
-    module of yours.
+    """Options of `pe trace`.
 
     Args:
         impl: torch, flax, reference, or MODULE or MODULE:FUNCTION of a model of yours.
@@ -34,26 +37,25 @@ class TraceOptions:
         model: the folder of a run or a model, for its config and its weights.
         seed: of the weights and of the inputs.
         masked: pad sequences on the right to different lengths.
-        depth: how far to go, to forward, gradient, step or run; a reference and a module go
-            forward.
-        precision: float32, float64 or bfloat16; of a module, what it computes in.
+        depth: how far to go; the reference and a module go forward.
+        precision: of the computation; of a module, what it computes in.
     """
 
-    impl: str
-    out: str
-    config: str | None = None
-    model: str | None = None
+    impl: Annotated[str, Parameter(metavar="torch|flax|reference|MODULE")]
+    out: Annotated[str, FILE]
+    config: Annotated[str | None, FILE] = None
+    model: Annotated[str | None, FOLDER] = None
     seed: int = 0
     masked: bool = True
-    depth: str = "forward"
-    precision: str = "float32"
+    depth: Depth = "forward"
+    precision: Precision = "float32"
 
 
-def run(options: TraceOptions) -> int:
-    """Write a trace and say what is in it."""
-    require_one_of("depth", options.depth, DEPTHS)
+def run(options: Annotated[TraceOptions, FLAT]) -> int:
+    """Write every named intermediate of a model to a file: of PyTorch, Flax, the reference or a
+    module of yours.
+    """
     require_integer("seed", options.seed, 0, (1 << 63) - 1)
-    compute = ComputeConfig(precision=options.precision)  # type: ignore[arg-type]  # text from outside; the config checks it
     known = backends()
     if options.impl not in known and options.depth != "forward":
         raise UserValueError(
@@ -62,7 +64,7 @@ def run(options: TraceOptions) -> int:
             "take --depth forward"
         )
     check_file("out", options.out)
-    file = _traced(options, compute.precision, options.depth)  # type: ignore[arg-type]
+    file = _traced(options)
     write_trace(file)
     size = Path(options.out).stat().st_size / 2**20
     console.print(
@@ -72,7 +74,8 @@ def run(options: TraceOptions) -> int:
     return 0
 
 
-def _traced(options: TraceOptions, precision: Precision, depth: Depth) -> TraceFile:
+def _traced(options: TraceOptions) -> TraceFile:
+    precision, depth = options.precision, options.depth
     given, train = _given(options)
     batches = probe_batches(
         given.config, train, None if depth == "run" else 1, masked=options.masked

@@ -69,7 +69,7 @@ def batches_of_a_run(backend: str) -> Trace:
         lambda *arguments: fed,
         ModelConfig(inputs=Features(16), num_classes=2),
         dummy(0),
-        train=options,
+        train_config=options,
     )
     return found
 

@@ -234,4 +234,4 @@ def ending(framework: str, name: str) -> dict[str, np.ndarray]:
     }
     settings = TrainConfig(**options | changes)
     data = Dataset(name, *parts)
-    return train(ENGINES[framework], config, data, train=settings, compute=FLOAT64).arrays
+    return train(ENGINES[framework], config, data, train_config=settings, compute=FLOAT64).arrays

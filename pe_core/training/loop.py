@@ -71,7 +71,7 @@ def train(
     config: ModelConfig,
     data: Dataset,
     *,
-    train: TrainConfig | None = None,
+    train_config: TrainConfig | None = None,
     compute: ComputeConfig | None = None,
     reporter: Reporter | None = None,
     out: Path | None = None,
@@ -86,7 +86,7 @@ def train(
         engine_type: the engine of a backend.
         config: what the model is.
         data: training, validation and perhaps test part.
-        train: what the run is.
+        train_config: what the run is.
         compute: how it is computed.
         reporter: prints steps and epochs.
         out: where the run's files go; None writes none.
@@ -103,7 +103,7 @@ def train(
         unless there is a second signal.
     """
     options, compute, reporter = (
-        train or TrainConfig(),
+        train_config or TrainConfig(),
         compute or ComputeConfig(),
         reporter or Silent(),
     )
