@@ -90,7 +90,7 @@ more-tokens => has tokens, the training file has 3 features
 """)
 BAD_PREDICTIONS = table("""
 five-features => five-features.npz has 5 features, but the model takes num_features=3
-long => has a sequence of 7 steps, but the encoding 'learned' has max_length=6
+long => has a sequence of 7 steps, but encoding 'learned' has max_length=6
 other-labels => label 'yak' is not among the classes cat, dog, owl
 nan => inputs hold nan in example 2
 """)

@@ -173,7 +173,7 @@ def test_two_traces_are_compared_to_a_third(pe: Pe, here: Path) -> None:
     compared(pe, "torch")
     (here / "other.npz").rename(here / "torch.npz")
     compared(pe, "stranger:doubled", code=1)
-    text = pe("compare", "torch.npz", "other.npz", "--referee=right.npz", code=1)
+    text = pe("compare", "torch.npz", "other.npz", "--reference=right.npz", code=1)
     assert re.search(r"^name +torch\.npz +other\.npz +between +bound$", text, re.MULTILINE)
     assert "What is wrong in other.npz" in text
     assert "What is wrong in torch.npz" not in text

@@ -37,7 +37,7 @@ def run() -> int:
     console.heading("encodings", " (--encoding NAME or NAME:option=value,option=value)")
     _entry("none", "The model without positions.")
     for name, kind in ENCODINGS.items():
-        _entry(name, (inspect.getdoc(kind) or "").splitlines()[0], *_options(kind))
+        _entry(name, (inspect.getdoc(kind) or "").partition("\n\n")[0], *_options(kind))
     console.heading("data", " (--data NAME or FILE)")
     for name, text in DATA.items():
         _entry(name, text)

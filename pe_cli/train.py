@@ -62,7 +62,7 @@ class TrainOptions:
         framework: where to train.
         data: built-in data (dummy, order, digits, digits64), or a file ending in .npz or .ts.
         test: a second file, to test on after training.
-        encoding: none, learned or sinusoidal, with options as in learned:layers=all; see pe list.
+        encoding: none, or a name of pe list with its options, as in learned:layers=all.
         model: the model.
         train: the run.
         compute: how it is computed.
