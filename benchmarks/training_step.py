@@ -112,7 +112,8 @@ def batch() -> Batch:
 def ours(framework: str, dropout: float) -> Step:
     """Return our step, which also counts correct answers and guards against NaN."""
     config = ModelConfig(
-        inputs=Features(FEATURES), num_classes=CLASSES, d_model=WIDTH, num_heads=HEADS, num_layers=LAYERS, d_ff=HIDDEN,
+        inputs=Features(FEATURES), num_classes=CLASSES, d_model=WIDTH, num_heads=HEADS,
+        num_layers=LAYERS, d_ff=HIDDEN,
         encodings=(LearnedTable(LENGTH),), dropout=dropout,
     )  # fmt: skip
     makers: dict[str, EngineType] = {"torch": pe_torch.engine.Engine, "flax": pe_flax.engine.Engine}

@@ -48,7 +48,8 @@ KILLS, IN_SAVES = 20, (8, 3, 3)
 KILLS_OF_EVIDENCE, IN_SAVES_OF_EVIDENCE = 100, (40, 15, 15)
 INTERVAL, STEPS = 3, 72
 WORDS = (
-    "--d-model=12", "--num-heads=3", "--num-layers=1", "--d-ff=20", "--dropout=0.1", "--batch-size=6", "--epochs=12",
+    "--d-model=12", "--num-heads=3", "--num-layers=1", "--d-ff=20", "--dropout=0.1",
+    "--batch-size=6", "--epochs=12",
     f"--checkpoint-every={INTERVAL}",
 )  # fmt: skip
 

@@ -72,6 +72,13 @@ def test_the_page_is_judged_and_its_model_is_found_again(
     assert line.startswith("pe: error: model/config.json: unknown encoding 'quadratic'; known: ")
     assert line.endswith("(for one of your own, give --import MODULE or call register first)\n")
     assert main([*predict, "--import=window"]) == 0
+    forget()
+    train = ["train", "--framework=torch", "--data=dummy", "--encoding=quadratic", "--epochs=1"]
+    assert main([*train, "--stop-at=1", "--out=run", "--import=window"]) == 0
+    forget()
+    assert main(["resume", "run"]) == 2
+    assert capsys.readouterr().err.startswith("pe: error: unknown encoding 'quadratic'; known: ")
+    assert main(["resume", "run", "--import=window"]) == 0
 
 
 @pytest.mark.parametrize(

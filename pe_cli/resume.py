@@ -10,7 +10,7 @@ from pe_cli.options import FILE, FLAT, FOLDER, FRAMEWORK
 from pe_cli.reporting import TrainReporter, check_json, console, require_positive
 from pe_cli.train import conclude
 from pe_core.data import load, steps_per_epoch
-from pe_core.errors import UserValueError, require_one_of
+from pe_core.errors import UnknownEncodingError, UserValueError, require_one_of
 from pe_core.model.config import ComputeConfig, ModelConfig
 from pe_core.storage.model_directory import is_saved
 from pe_core.training.backends import backends, engine_type, require_backend
@@ -66,6 +66,8 @@ def run(options: Annotated[ResumeOptions, FLAT]) -> int:
         framework = options.framework or record["framework"]
         if unknown := set(record) - FIELDS:
             raise UserValueError(f"unknown field {min(unknown)[:40]!r}")
+    except UnknownEncodingError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise UserValueError(
             f"{directory.path / CONFIG_FILE} is not that of a run ({error}); correct it"
