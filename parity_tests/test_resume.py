@@ -90,7 +90,8 @@ def fresh(framework: str, precision: Precision = "float32") -> Engine:
 def go(
     framework: str, out: Path | None = None, precision: Precision = "float32", **options: Any
 ) -> TrainResult:
-    options |= {"train": TRAIN, "compute": ComputeConfig(precision=precision), "out": out}
+    compute = ComputeConfig(precision=precision)
+    options |= {"train_config": TRAIN, "compute": compute, "out": out}
     return train(lambda *_, **__: fresh(framework, precision), CONFIG, data(), **options)
 
 
