@@ -19,6 +19,7 @@ import pe_flax.layout
 import pe_torch.engine
 from pe_core import ComputeConfig, Features, LearnedTable, ModelConfig, Sinusoidal, Tokens
 from pe_core.data import Batch
+from pe_core.encodings import Rotary, Shaw, T5Bias
 from pe_core.model.config import Precision
 from pe_core.model.parameters import encoder_parameters
 from pe_core.model.random import derive, normal, uniform
@@ -63,7 +64,15 @@ CONFIGS = {
     "tokens": small_config(
         inputs=Tokens(11), encodings=(Sinusoidal(layout="tensor2tensor"),), pooling="cls"
     ),
-    "dropout": small_config(dropout=0.2),
+    "relative": small_config(
+        d_model=24,
+        encodings=(Rotary(fraction=0.5), T5Bias(num_buckets=8, max_distance=5)),
+        pooling="attention",
+    ),
+    "shaw": small_config(encodings=(Shaw(max_distance=2),), pooling="cls"),
+    "dropout": small_config(
+        encodings=(LearnedTable(9), Shaw(max_distance=2, per_layer=False)), dropout=0.2
+    ),
 }
 
 

@@ -4,11 +4,12 @@ They are what really goes wrong in ports between frameworks. A fault is caught w
 that leaves its budget is its place.
 """
 
+from parity_tests.faults.encodings import ENCODING_FAULTS
 from parity_tests.faults.exact import EXACT_FAULTS
 from parity_tests.faults.fault import Fault, around, attribute
 from parity_tests.faults.model import MODEL_FAULTS
 from parity_tests.faults.steps import STEP_FAULTS
 
-FAULTS = (*MODEL_FAULTS, *STEP_FAULTS, *EXACT_FAULTS)
+FAULTS = (*MODEL_FAULTS, *ENCODING_FAULTS, *STEP_FAULTS, *EXACT_FAULTS)
 
 __all__ = ["FAULTS", "Fault", "around", "attribute"]
