@@ -151,7 +151,8 @@ def _encode(
         state = run.arrays["input.table"][x if real is None else np.where(real, x, 0)]
     state = run.tap("input", state)
     placed = real
-    steps = Positions(where if placed is None else np.where(placed, where, 0), placed)
+    values = where if placed is None else np.where(placed, where, 0)
+    steps = Positions(values, placed, segment_ids)
     state = _add_encodings(run, state, steps, layer=0)
     standing = steps
     if "cls" in run.arrays:

@@ -35,10 +35,12 @@ class Positions:
         values: (length,) or (batch, length); 0 where a step has no position.
         placed: (batch, length), False for a trained step in front and for padding; None when every
             step has a position.
+        segments: (batch, length) of packed sequences.
     """
 
     values: Array
     placed: Array | None = None
+    segments: Array | None = None
 
     def offsets(self) -> Array:
         """Return key position minus query position, (length, length) or (batch, length, length)."""
