@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
+import numpy as np
+
 
 class UserError(Exception):
     """An error that the caller can mend: its message is one line with what, the value and the
@@ -69,6 +71,7 @@ def require_integer(what: str, value: object, minimum: int, maximum: int = 1 << 
     """Raise a TypeError unless the value is an integer, a ValueError unless it lies in minimum ..
     maximum.
     """
+    value = _plain(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise UserTypeError(f"{what} must be an integer, got {value!r}")
     if not minimum <= value <= maximum:
@@ -87,6 +90,7 @@ def require_number(
     """Raise a TypeError unless the value is a finite number, a ValueError unless it lies in minimum
     .. maximum.
     """
+    value = _plain(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserTypeError(f"{what} must be a number, got {value!r}")
     outside = (
@@ -103,8 +107,22 @@ def require_number(
 
 def require_boolean(what: str, value: object) -> None:
     """Raise a TypeError unless the value is a boolean."""
-    if not isinstance(value, bool):
+    if not isinstance(_plain(value), bool):
         raise UserTypeError(f"{what} must be True or False, got {value!r}")
+
+
+def make_plain(record: Any) -> None:
+    """Turn NumPy's numbers in the fields of a frozen dataclass into those of Python, which JSON can
+    write and which print alike.
+    """
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, np.generic):
+            object.__setattr__(record, field.name, _plain(value))
+
+
+def _plain(value: object) -> object:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def require_fields(kind: type, record: Any) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from functools import wraps
+from typing import Any, ClassVar, Literal
 
+from pe_core.errors import make_plain
 from pe_core.model.laws import Parameter
 
 Layers = Literal["first", "all"]
@@ -21,6 +23,9 @@ class Sizes:
 
     d_model: int
     num_heads: int = 1
+
+    def __post_init__(self) -> None:
+        make_plain(self)
 
     @property
     def d_head(self) -> int:
@@ -51,6 +56,24 @@ class EncodingOptions:
     beyond: ClassVar[str] = "defined for any position"
     weight_decay: ClassVar[bool] = False
     per_layer: bool = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Have the numbers of NumPy made plain before an encoding checks its options, one of your
+        own as well.
+        """
+        super().__init_subclass__(**options)
+        check = cls.__dict__.get("__post_init__")
+        if check is not None:
+
+            @wraps(check)
+            def plain_and_checked(self: EncodingOptions) -> None:
+                make_plain(self)
+                check(self)
+
+            cls.__post_init__ = plain_and_checked  # type: ignore[method-assign]
+
+    def __post_init__(self) -> None:
+        make_plain(self)
 
     @property
     def length_limit(self) -> int | None:

@@ -15,6 +15,7 @@ from pe_core.encodings import (
 from pe_core.errors import (
     UserTypeError,
     UserValueError,
+    make_plain,
     require_boolean,
     require_fields,
     require_integer,
@@ -41,6 +42,7 @@ class Features:
     num_features: int
 
     def __post_init__(self) -> None:
+        make_plain(self)
         require_integer("num_features", self.num_features, 1)
 
 
@@ -51,6 +53,7 @@ class Tokens:
     vocab_size: int
 
     def __post_init__(self) -> None:
+        make_plain(self)
         require_integer("vocab_size", self.vocab_size, 1)
 
 
@@ -95,6 +98,7 @@ class ModelConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if not isinstance(self.inputs, Features | Tokens):
             raise UserTypeError(
                 f"inputs must be Features(num_features) or Tokens(vocab_size), got {self.inputs!r}"
@@ -193,6 +197,7 @@ class ComputeConfig:
     rows_per_block: int | None = None
 
     def __post_init__(self) -> None:
+        make_plain(self)
         require_one_of("precision", self.precision, PRECISIONS)
         require_one_of("dropout_rng", self.dropout_rng, ("shared", "native"))
         if self.rows_per_block is not None:

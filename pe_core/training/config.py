@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 from pe_core.errors import (
     UserValueError,
+    make_plain,
     require_fields,
     require_integer,
     require_number,
@@ -53,6 +54,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         require_integer("epochs", self.epochs, 1)
         require_integer("batch_size", self.batch_size, 1)
         require_number("learning_rate", self.learning_rate, 0.0)
