@@ -227,6 +227,10 @@ class FlaxBackend(Backend):
     def array(self, value: np.ndarray) -> Any:
         return jnp.asarray(value)
 
+    def arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        # As users give them: JAX would cut integers of 64 bits before any layer sees them.
+        return arguments
+
     def numpy(self, value: Any) -> np.ndarray:
         return np.asarray(value.astype(jnp.float32) if value.dtype == jnp.bfloat16 else value)
 

@@ -243,6 +243,7 @@ WAVES = [
 WAVES += [(Sinusoidal(base=100.0), 6), (Sinusoidal(layout="tensor2tensor"), 2), (Sinusoidal(), 1)]
 FAR = {
     "integers": np.array([0, 1, 511, 9_999, 10_000, 1_000_000, 16_777_215], np.int32),
+    "times": np.array([1 << 31, 10**9 + 7, 1_700_000_000_123, -(1 << 40), -1, 1 << 53, 1 << 62]),
     "fractions": np.array(
         [0.5, 1.25, -3.75, 9_999.5, 10_000.125, 1_000_000.25, 999_999.9375], np.float32
     ),

@@ -35,7 +35,9 @@ MIRROR_EXCEPTIONS = {
     "encoder.py: FeedForward": "nnx.tabulate cannot show a Call",
     "encoder.py: Block": "nnx.tabulate cannot show a Call",
     "encodings/angles.py: sine_cosine": "torch has float64 at hand, JAX by default not",
-    "layout.py: as_arrays": "Flax takes NumPy arrays too",
+    "encodings/angles.py: Frequencies": "torch.compile cannot trace how they are made",
+    "layout.py: as_int64": "JAX by default has no int64",
+    "layout.py: from_numpy": "torch takes no other byte order",
     "layers.py: zeros": "torch.empty",
     "optimizer.py: Adam": "a torch.optim.Optimizer",
     "optimizer.py: require_plain": (

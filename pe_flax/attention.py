@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float
@@ -84,6 +86,12 @@ def attend(
             tap("mixed", mixed.swapaxes(1, 2))
         return mixed
 
+    if not whole and isinstance(call.positions.values, np.ndarray):
+        # Positions of NumPy cannot be cut at a traced row, so these blocks run one by one.
+        assert rows_per_block is not None
+        starts = range(0, length, rows_per_block)
+        cut = [Rows(start, min(rows_per_block, length - start)) for start in starts]
+        return jnp.concatenate([jax.checkpoint(partial(block, rows))() for rows in cut], axis=1)
     return by_blocks(block, length, None if whole else rows_per_block)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int, Num
@@ -14,16 +16,16 @@ from jaxtyping import Bool, Float, Int, Num
 from pe_core.errors import UserValueError
 from pe_core.model.config import ComputeConfig, Features, ModelConfig
 from pe_core.model.initial import draw
-from pe_core.model.inputs import check_call
+from pe_core.model.inputs import check_call, check_front, has_table, require_tokens_fit
 from pe_core.model.parameters import encoder_parameters, parameters
 from pe_flax.attention import Attention
 from pe_flax.call import Call, Taps
 from pe_flax.dropout import Dropout
 from pe_flax.encodings import Additive, Encoding, make_encoding
 from pe_flax.layers import LayerNorm, Linear, Table, zeros
-from pe_flax.layout import as_arrays, describe, described, put_arrays
+from pe_flax.layout import as_arrays, can_look, describe, described, put_arrays
 from pe_flax.pooling import Pool
-from pe_flax.positions import Positions, locate, real_steps
+from pe_flax.positions import Positions, as_segments, locate, real_steps
 
 
 class FeedForward(nnx.Module):
@@ -167,15 +169,20 @@ class Encoder(nnx.Module):
         Raises:
             UserValueError, UserTypeError: one line with the rule, the value and the remedy.
         """
-        x, mask, positions, segment_ids = as_arrays(x, mask, positions, segment_ids)
+        x, mask, positions, segment_ids, front = as_arrays(
+            x=x, mask=mask, positions=positions, segment_ids=segment_ids, front=front
+        )
         check_call(
             self.config, described(x), describe(mask), describe(positions), describe(segment_ids)
         )
+        if front is not None:
+            check_front(self.config.d_model, described(front))
+        segment_ids = as_segments(segment_ids)
         real = real_steps(mask, segment_ids)
         state = self._embed(x, real)
-        if len(self.encodings):
-            steps = locate(state, positions, real, segment_ids)
-        else:
+        by_table = has_table(self.config.encodings)
+        steps = locate(state, positions, real, segment_ids, by_table=by_table)
+        if not len(self.encodings):
             steps = Positions(state, segments=segment_ids)
         call = Call(steps, real, self.dropout.begin(dropout_step), taps)
         call.tap("input", state)
@@ -207,10 +214,11 @@ class Encoder(nnx.Module):
         """Return the steps (batch, length, d_model); what padding holds does not enter."""
         dtype = jnp.dtype(self.compute.array_dtype)
         if isinstance(self.input, Linear):
-            x = x.astype(dtype)
+            x = jnp.asarray(x, dtype)
             x = x if real is None else jnp.where(real[..., None], x, 0.0)
-        elif real is not None:
-            x = jnp.where(real, x, 0)
+        else:
+            x = _held_tokens(x, real, self.input.table.shape[0])
+            x = x if real is None else jnp.where(real, x, 0)
         return self.input(x).astype(dtype)
 
     def _adds_before(self, layer: int) -> bool:
@@ -303,7 +311,6 @@ class SequenceClassifier(nnx.Module):
         Raises:
             UserValueError, UserTypeError: one line with the rule, the value and the remedy.
         """
-        x, mask, positions, segment_ids = as_arrays(x, mask, positions, segment_ids)
         state = self.encoder(
             x,
             mask=mask,
@@ -313,9 +320,27 @@ class SequenceClassifier(nnx.Module):
             taps=taps,
             dropout_step=dropout_step,
         )
+        mask, segment_ids = as_arrays(mask=mask, segment_ids=segment_ids)
+        segment_ids = as_segments(segment_ids)
         pooled = self.pooling(state, real_steps(mask, segment_ids), segment_ids, num_segments)
         logits = self.head(pooled).astype(state.dtype)
         if taps is not None:
             taps["pooled"] = pooled
             taps["head"] = logits
         return logits
+
+
+def _held_tokens(tokens: Any, real: Array | None, rows: int) -> Array:
+    """Return the tokens as int32: one of NumPy beyond it must not wrap to another."""
+    if not isinstance(tokens, np.ndarray):
+        if tokens.dtype.kind == "u" and tokens.dtype.itemsize >= 4:
+            # As a token of no table, before the sign of int32 makes another of it.
+            tokens = jnp.where(tokens < rows, tokens, rows)
+        return tokens if tokens.dtype.itemsize > 4 else tokens.astype(jnp.int32)
+    outside = (tokens < 0) | (tokens >= rows)
+    if outside.any():
+        if can_look(real):
+            kept = tokens if real is None else np.where(np.asarray(real), tokens, 0)
+            require_tokens_fit(rows, int(kept.min()), int(kept.max()))
+        tokens = np.where(outside, -1, tokens.astype(np.int64))
+    return jnp.asarray(tokens.astype(np.int32))

@@ -20,6 +20,7 @@ from pe_core.model.config import ComputeConfig, ModelConfig
 from pe_core.model.parameters import parameters
 from pe_core.storage.model_directory import check_arrays
 from pe_core.training.config import TrainConfig
+from pe_core.training.data_checks import check_batch
 from pe_flax.encoder import SequenceClassifier
 from pe_flax.layout import canonical_variables
 from pe_flax.optimizer import GROUPS, AdamState, global_norm, make_optimizer
@@ -111,18 +112,20 @@ class Engine:
         that follow.
         """
         with self._mode():
-            self._state, metrics = self._train_step(self._state, _content(batch), np.uint32(step))
+            self._state, metrics = self._train_step(
+                self._state, self._checked(batch), np.uint32(step)
+            )
         return metrics
 
     def evaluate(self, batch: Batch) -> Array:
         """Return (loss, correct, weight, 0) of a batch on the device, not waited for."""
         with self._mode():
-            return self._evaluate(self._state.weights, _content(batch))
+            return self._evaluate(self._state.weights, self._checked(batch))
 
     def predict(self, batch: Batch) -> np.ndarray:
         """Return the logits of a batch, (batch, num_classes)."""
         with self._mode():
-            return np.asarray(self._predict(self._state.weights, _content(batch)))
+            return np.asarray(self._predict(self._state.weights, self._checked(batch)))
 
     def read(self, metrics: Sequence[Array]) -> np.ndarray:
         """Wait for metrics and return them as rows of float64."""
@@ -136,7 +139,9 @@ class Engine:
         """
         with self._mode():
             (loss, _), found = self._gradients(
-                self._state.weights, _content(batch), None if step is None else np.uint32(step)
+                self._state.weights,
+                self._checked(batch),
+                None if step is None else np.uint32(step),
             )
             return float(loss), self._get(found)
 
@@ -146,7 +151,9 @@ class Engine:
         """
         with self._mode():
             found = self._taps(
-                self._state.weights, _content(batch), None if step is None else np.uint32(step)
+                self._state.weights,
+                self._checked(batch),
+                None if step is None else np.uint32(step),
             )
             return {name: np.asarray(found[name].astype(self.dtype)) for name in self._tap_order}
 
@@ -194,6 +201,10 @@ class Engine:
             self._state = _State(
                 tree("param"), optimizer, jax.device_put(np.array(True), self.device)
             )
+
+    def _checked(self, batch: Batch) -> dict[str, Any]:
+        check_batch(self.config, batch)
+        return _content(batch)
 
     def _mode(self) -> AbstractContextManager[Any]:
         return jax.enable_x64(True) if self.compute.precision == "float64" else nullcontext()
@@ -305,10 +316,16 @@ def _path(name: str) -> list[tuple[int, str]]:
 
 
 def _content(batch: Batch) -> dict[str, Any]:
+    """Return the arrays of a checked batch; JAX takes no other byte order than the machine's."""
+    inputs = batch.inputs
+    if inputs.dtype.kind in "iu":
+        # What padding holds may be beyond int32, and is not looked at.
+        kept = inputs if batch.mask is None else np.where(batch.mask, inputs, 0)
+        inputs = kept.astype(np.int32, copy=False)
     return {
-        "inputs": batch.inputs,
-        "labels": batch.labels,
-        "weights": batch.weights,
+        "inputs": inputs.astype(inputs.dtype.newbyteorder("="), copy=False),
+        "labels": batch.labels.astype(np.int32, copy=False),
+        "weights": batch.weights.astype(batch.weights.dtype.newbyteorder("="), copy=False),
         "mask": batch.mask,
     }
 

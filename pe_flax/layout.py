@@ -7,11 +7,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
 
+from pe_core.errors import UserTypeError
 from pe_core.model.inputs import Described
 
 
@@ -54,17 +56,56 @@ def get_arrays(model: nnx.Module | Mapping[Any, Any]) -> dict[str, np.ndarray]:
     }
 
 
-def described(x: Array) -> Described:
+def can_look(*items: Any) -> bool:
+    """Return whether the values of arrays can be read: not while they are traced."""
+    return not any(isinstance(item, jax.core.Tracer) for item in items)
+
+
+def described(x: Array | np.ndarray) -> Described:
     """Return shape, kind and dtype of an array."""
     kind = "f" if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype.kind
     return Described(x.shape, kind, str(x.dtype))
 
 
-def describe(x: Array | None) -> Described | None:
+def describe(x: Array | np.ndarray | None) -> Described | None:
     """Return shape, kind and dtype of an array that may be None."""
     return None if x is None else described(x)
 
 
-def as_arrays(*items: Any) -> tuple[Any, ...]:
-    """Return NumPy arrays as JAX arrays; JAX arrays, traced or not, and None stay what they are."""
-    return tuple(None if item is None else jnp.asarray(item) for item in items)
+def as_arrays(**items: Any) -> tuple[Any, ...]:
+    """Return arrays of JAX as they are, traced or not, and None; lists and arrays of NumPy as
+    arrays of NumPy in the byte order of the machine, which nothing has cut to fewer bits yet.
+
+    Raises:
+        UserTypeError: something that is no array, by its name.
+    """
+    return tuple(_as_array(name, item) for name, item in items.items())
+
+
+def _as_array(name: str, item: Any) -> Any:
+    if item is None or isinstance(item, jax.Array):
+        return item
+    if hasattr(item, "__jax_array__"):
+        return jnp.asarray(item)
+    if isinstance(item, list | tuple) and any(
+        isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(item)
+    ):
+        return jnp.asarray(item)
+    if not isinstance(item, np.ndarray | np.generic | list | tuple | int | float):
+        kind = type(item)
+        called = (
+            kind.__name__
+            if kind.__module__ == "builtins"
+            else f"{kind.__module__.split('.')[0]}.{kind.__name__}"
+        )
+        raise UserTypeError(
+            f"{name} must be a jax.Array or a numpy.ndarray, got {called}; pass "
+            f"numpy.asarray({name})"
+        )
+    try:
+        array = np.asarray(item)
+    except ValueError:
+        raise UserTypeError(
+            f"{name} must be an array, got a list of rows of several lengths; pad them to one"
+        ) from None
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))

@@ -7,8 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Bool
+
+from pe_core.errors import UserTypeError
+from pe_core.model.inputs import require_finite_position, require_segment_fits
+from pe_flax.layout import can_look
 
 
 class Rows(NamedTuple):
@@ -17,10 +22,12 @@ class Rows(NamedTuple):
     start: int | Array
     size: int
 
-    def of(self, x: Array, axis: int) -> Array:
+    def of(self, x: Any, axis: int) -> Any:
         """Return these rows of x along an axis."""
         if self.size == x.shape[axis]:
             return x
+        if isinstance(x, np.ndarray) and isinstance(self.start, int):
+            return x.take(range(self.start, self.start + self.size), axis)
         return jax.lax.dynamic_slice_in_dim(x, self.start, self.size, axis)
 
 
@@ -28,7 +35,8 @@ class Positions(NamedTuple):
     """Where the steps of a call stand.
 
     Args:
-        values: (length,) or (batch, length), integer or floating point; 0 where a step has none.
+        values: (length,) or (batch, length), integer or floating point; 0 where a step has none. Of
+            NumPy, int64 or float64, where JAX holds no type that is as wide.
         placed: (batch, length) or (1, length), False for a trained step in front and for padding;
             None when every step has a position.
         segments: (batch, length) of packed sequences.
@@ -56,7 +64,9 @@ class Positions(NamedTuple):
         if placed is None:
             placed = jnp.ones((1, self.values.shape[-1]), bool)
         values, placed = (
-            jnp.pad(item, [(0, 0)] * (item.ndim - 1) + [(front, 0)])
+            (np if isinstance(item, np.ndarray) else jnp).pad(
+                item, [(0, 0)] * (item.ndim - 1) + [(front, 0)]
+            )
             for item in (self.values, placed)
         )
         return self._replace(values=values, placed=placed)
@@ -83,10 +93,11 @@ def _unflatten(static: tuple[bool, int | None], arrays: Iterable[Any]) -> Positi
 jax.tree_util.register_pytree_with_keys(Positions, _flatten, _unflatten)
 
 
-def real_steps(mask: Array | None, segment_ids: Array | None) -> Array | None:
+def real_steps(mask: Any, segment_ids: Array | None) -> Array | None:
     """Return which steps are real: those of the mask that also lie in a segment; None when every
     step is.
     """
+    mask = None if mask is None else jnp.asarray(mask)
     if segment_ids is None:
         return mask
     return segment_ids > 0 if mask is None else mask & (segment_ids > 0)
@@ -106,9 +117,11 @@ def count_positions(real: Bool[Array, "batch length"], segment_ids: Array | None
 
 def locate(
     x: Array,
-    positions: Array | None,
+    positions: Any,
     real: Array | None,
     segment_ids: Array | None,
+    *,
+    by_table: bool = False,
 ) -> Positions:
     """Return where the steps of a call stand: at the given positions, else as counted.
 
@@ -117,30 +130,144 @@ def locate(
         positions: (length,) or (batch, length); counted when None.
         real: (batch, length) bool; None when all are real.
         segment_ids: (batch, length) of packed sequences.
+        by_table: a learned table will read the positions; it says itself what is wrong with them.
+
+    Raises:
+        UserValueError: a real step stands nowhere; where values cannot be read, it gives NaN.
     """
     length = x.shape[1]
     if positions is None:
         if real is None:
             return Positions(jnp.arange(length, dtype=jnp.int32), counted=True, bound=length)
         return Positions(count_positions(real, segment_ids), real, segment_ids, bound=length)
-    if real is not None:
+    if real is None:
+        return Positions(_held(positions, by_table), real, segment_ids)
+    values = positions if positions.ndim == 2 else positions[None]
+    if isinstance(values, np.ndarray) and can_look(real) and not _fits(values):
+        # Only then, for a mask on a GPU would be waited for.
+        values = np.where(np.asarray(real), values, values.dtype.type(0))
+    values = _held(values, by_table, placed=real)
+    if not isinstance(values, np.ndarray):
         # What padding holds never matters.
-        values = positions if positions.ndim == 2 else positions[None]
-        positions = jnp.where(real, values, jnp.zeros_like(values))
-    return Positions(positions, real, segment_ids)
+        values = jnp.where(real, values, jnp.zeros_like(values))
+    return Positions(values, real, segment_ids)
 
 
-def as_positions(positions: Any) -> Positions:
-    """Return positions given as an array, (length,) or (batch, length), as `Positions`."""
-    return positions if isinstance(positions, Positions) else Positions(jnp.asarray(positions))
+def as_positions(positions: Any, *, by_table: bool = False) -> Positions:
+    """Return positions given as an array, (length,) or (batch, length), as `Positions`; see
+    `locate`.
+    """
+    if isinstance(positions, Positions):
+        return positions
+    return Positions(_held(positions, by_table))
 
 
-def offsets(queries: Positions, keys: Positions) -> Array:
-    """Return key position minus query position, (queries, keys) or (batch, queries, keys)."""
+def _held(positions: Any, by_table: bool, placed: Any = None) -> Any:
+    """Return positions in an array of JAX where one holds them exactly, as int32, float32 or wider,
+    else as they are in NumPy; each of them somewhere.
+
+    Only what lies on the CPU is looked at: a look at a GPU would wait for it.
+    """
+    if isinstance(positions, jax.Array) and positions.dtype.kind == "u":
+        wide = jnp.int64 if jax.config.read("jax_enable_x64") else jnp.int32
+        if positions.dtype.itemsize < np.dtype(wide).itemsize:
+            positions = positions.astype(wide)
+        elif can_look(positions):
+            positions = np.asarray(positions)
+        else:
+            raise UserTypeError(
+                f"positions of {positions.dtype} do not fit the widest integers of JAX inside a "
+                f"transform; convert them to {np.dtype(wide)}"
+            )
+    if isinstance(positions, jax.Array):
+        floating = jnp.issubdtype(positions.dtype, jnp.floating)
+        if positions.dtype.itemsize < 4:
+            positions = positions.astype(jnp.float32 if floating else jnp.int32)
+        look = floating and not by_table and can_look(positions, placed)
+        if look and all(device.platform == "cpu" for device in positions.devices()):
+            _require_somewhere(np.asarray(positions), placed)
+        return positions
+    if not jnp.issubdtype(positions.dtype, jnp.floating):
+        if can_look(placed):
+            _require_somewhere(positions, placed)
+        positions = positions.astype(np.int64)
+    else:
+        positions = positions.astype(np.float64 if positions.dtype.itemsize > 4 else np.float32)
+        if can_look(placed) and not by_table:
+            _require_somewhere(positions, placed)
+    return jnp.asarray(positions) if _fits(positions) else positions
+
+
+def _fits(positions: np.ndarray) -> bool:
+    """Return whether the type that JAX makes of an array of NumPy holds the same numbers."""
+    held = jax.dtypes.canonicalize_dtype(positions.dtype)
+    if held == positions.dtype:
+        return True
+    with np.errstate(over="ignore"):
+        return np.array_equal(positions.astype(held), positions, equal_nan=held.kind == "f")
+
+
+def _require_somewhere(positions: np.ndarray, placed: Any) -> None:
+    if positions.dtype.kind == "f":
+        bad = ~(np.abs(positions) < 2.0**63)
+    else:
+        bad = positions > np.iinfo(np.int64).max
+    if bad.any():
+        bad = bad if placed is None else bad & np.asarray(placed)
+        if bad.any():
+            require_finite_position(np.broadcast_to(positions, bad.shape)[bad][0].item())
+
+
+def as_segments(segment_ids: Any) -> Any:
+    """Return the numbers of segments as integers of 32 bits or more.
+
+    Raises:
+        UserValueError: a number beyond int32.
+    """
+    if isinstance(segment_ids, np.ndarray):
+        require_segment_fits(int(segment_ids.max()))
+        # What is below int32 is padding, as every negative number.
+        segment_ids = (
+            np.maximum(segment_ids, -1).astype(np.int32)
+            if (segment_ids.dtype.kind == "i")
+            else segment_ids.astype(np.int32)
+        )
+        return jnp.asarray(segment_ids)
+    if segment_ids is None or segment_ids.dtype in (jnp.int32, jnp.int64):
+        return segment_ids
+    return segment_ids.astype(jnp.int32)
+
+
+def offsets(queries: Positions, keys: Positions) -> Any:
+    """Return key position minus query position, (queries, keys) or (batch, queries, keys). What
+    the integers cannot hold is as far as they can say. Of positions in NumPy, an array of JAX where
+    one holds the offsets exactly, else int64 or float64 of NumPy.
+    """
     here, there = queries.values, keys.values
     if here.ndim != there.ndim:
         here, there = (item if item.ndim == 2 else item[None] for item in (here, there))
-    return there[..., None, :] - here[..., :, None]
+    of: Any = np if isinstance(here, np.ndarray) and isinstance(there, np.ndarray) else jnp
+    if isinstance(here, np.ndarray) != isinstance(there, np.ndarray):
+        # Only one fits into a type of JAX; in NumPy both have one of 64 bits.
+        if not can_look(here, there):
+            raise UserTypeError(
+                "positions of queries or keys need 64 bits, which JAX has not for the others, that "
+                "are traced; pass both as NumPy arrays, or set jax_enable_x64"
+            )
+        wide = np.result_type(here.dtype, there.dtype, np.int64)
+        here, there, of = np.asarray(here, wide), np.asarray(there, wide), np
+    here, there = here[..., :, None], there[..., None, :]
+    found = there - here
+    known = queries.bound is not None and keys.bound is not None
+    if not known and found.dtype.kind == "i":
+        furthest = found.dtype.type(np.iinfo(found.dtype).max)
+        # Two numbers of unlike signs whose difference has not the sign of the first.
+        wrapped = ((there ^ here) & (there ^ found)) < 0
+        far = of.where(there < 0, -furthest, furthest)
+        found = of.where(wrapped, far, of.maximum(found, -furthest))
+    if of is np and _fits(found):
+        return jnp.asarray(found)
+    return found
 
 
 def zero_unplaced(x: Array, queries: Positions, keys: Positions) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from pe_core.encodings import EncodingOptions, Sizes
 from pe_core.errors import UserTypeError
 from pe_core.model.config import ComputeConfig
 from pe_core.model.dropout_places import count_places
-from pe_core.model.inputs import check_attention_call, check_attention_options
+from pe_core.model.inputs import check_attention_call, check_attention_options, has_table
 from pe_core.model.parameters import attention_parameters
 from pe_flax.attention import Attention
 from pe_flax.call import Call
@@ -22,7 +23,7 @@ from pe_flax.dropout import Masks
 from pe_flax.encodings import make_encoding
 from pe_flax.layers import initial_parameter
 from pe_flax.layout import as_arrays, canonical_variables, describe, described
-from pe_flax.positions import locate, real_steps
+from pe_flax.positions import as_segments, locate, real_steps
 
 
 class SelfAttention(Attention):
@@ -62,14 +63,15 @@ class SelfAttention(Attention):
     ) -> None:
         sizes, compute = Sizes(d_model, num_heads), compute or ComputeConfig()
         check_attention_options(sizes, encodings, dropout)
+        seed = None if seed is None else index(seed)
         super().__init__(sizes, bias=bias, compute=compute)
-        self.dropout = dropout
+        self.dropout = float(dropout)
         self.encodings = nnx.List(
-            make_encoding(options, sizes, seed=seed, rngs=rngs, compute=compute)._for_layer(0)
-            for options in encodings
+            make_encoding(item, sizes, seed=seed, rngs=rngs, compute=compute)._for_layer(0)
+            for item in encodings
         )
         variables = canonical_variables(self)
-        for item in attention_parameters(d_model, bias=bias):
+        for item in attention_parameters(sizes.d_model, bias=bias):
             variable, transposed = variables[item.name]
             value = initial_parameter(item, seed, rngs, compute)[...]
             variable[...] = value.T if transposed else value
@@ -98,16 +100,20 @@ class SelfAttention(Attention):
         Raises:
             UserValueError, UserTypeError: one line with the rule, the value and the remedy.
         """
-        x, mask, positions, segment_ids = as_arrays(x, mask, positions, segment_ids)
+        x, mask, positions, segment_ids = as_arrays(
+            x=x, mask=mask, positions=positions, segment_ids=segment_ids
+        )
         encodings = list(self.encodings)
+        options = [item.options for item in encodings]
         check_attention_call(
-            [item.options for item in encodings],
+            options,
             self.sizes,
             described(x),
             describe(mask),
             describe(positions),
             describe(segment_ids),
         )
+        x, segment_ids = jnp.asarray(x), as_segments(segment_ids)
         real = real_steps(mask, segment_ids)
         if real is not None:
             # What padding holds cannot reach a real step.
@@ -116,5 +122,6 @@ class SelfAttention(Attention):
         if self.rngs is not None and not self.deterministic:
             words = jax.random.bits(self.rngs.dropout(), (count_places(1), 2), jnp.uint32)
             masks = Masks(self.dropout, words)
-        call = Call(locate(x, positions, real, segment_ids), real, masks)
+        steps = locate(x, positions, real, segment_ids, by_table=has_table(options))
+        call = Call(steps, real, masks)
         return self._attend(x, call, encodings).astype(x.dtype)

@@ -12,16 +12,16 @@ from torch.nn import functional
 
 from pe_core.model.config import ComputeConfig, Features, ModelConfig
 from pe_core.model.initial import draw
-from pe_core.model.inputs import check_call
+from pe_core.model.inputs import check_call, check_front, has_table
 from pe_core.model.parameters import encoder_parameters, parameters
 from pe_torch.attention import Attention
 from pe_torch.call import Call, Taps
 from pe_torch.dropout import Dropout
 from pe_torch.encodings import Additive, Encoding, PerLayer, make_encoding
 from pe_torch.layers import LayerNorm, Linear, Table
-from pe_torch.layout import describe, described, put_arrays
+from pe_torch.layout import as_arrays, as_int64, describe, described, put_arrays
 from pe_torch.pooling import Pool
-from pe_torch.positions import Positions, locate, real_steps
+from pe_torch.positions import Positions, as_segments, locate, real_steps
 
 
 class FeedForward(nn.Module):
@@ -158,14 +158,18 @@ class Encoder(nn.Module):
         Raises:
             UserValueError, UserTypeError: one line with the rule, the value and the remedy.
         """
+        as_arrays(x=x, mask=mask, positions=positions, segment_ids=segment_ids, front=front)
         check_call(
             self.config, described(x), describe(mask), describe(positions), describe(segment_ids)
         )
+        if front is not None:
+            check_front(self.config.d_model, described(front))
+        segment_ids = as_segments(segment_ids)
         real = real_steps(mask, segment_ids)
         state = self._embed(x, real)
-        if len(self.encodings):
-            steps = locate(state, positions, real, segment_ids)
-        else:
+        by_table = has_table(self.config.encodings)
+        steps = locate(state, positions, real, segment_ids, by_table=by_table)
+        if not len(self.encodings):
             steps = Positions(state, segments=segment_ids)
         call = Call(steps, real, self.dropout.begin(dropout_step), taps)
         call.tap("input", state)
@@ -198,8 +202,8 @@ class Encoder(nn.Module):
         if isinstance(self.input, Linear):
             x = x.to(dtype)
             x = x if real is None else x.masked_fill(~real[..., None], 0.0)
-        elif real is not None:
-            x = x.masked_fill(~real, 0)
+        else:
+            x = as_int64(x) if real is None else as_int64(x).masked_fill(~real, 0)
         return cast(Tensor, self.input(x)).to(dtype)
 
     def _adds_before(self, layer: int) -> bool:
@@ -301,6 +305,7 @@ class SequenceClassifier(nn.Module):
             taps=taps,
             dropout_step=dropout_step,
         )
+        segment_ids = None if segment_ids is None else as_int64(segment_ids)
         pooled = self.pooling(state, real_steps(mask, segment_ids), segment_ids, num_segments)
         logits = cast(Tensor, self.head(pooled)).to(state.dtype)
         if taps is not None:

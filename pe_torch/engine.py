@@ -14,6 +14,7 @@ from pe_core.data import Batch
 from pe_core.model.config import ComputeConfig, ModelConfig
 from pe_core.model.parameters import parameters
 from pe_core.training.config import TrainConfig
+from pe_core.training.data_checks import check_batch
 from pe_torch.encoder import SequenceClassifier
 from pe_torch.layout import canonical_variables
 from pe_torch.optimizer import make_optimizer
@@ -172,6 +173,7 @@ class Engine:
     def _loss(
         self, batch: Batch, step: int | None, taps: dict[str, Any] | None = None
     ) -> tuple[Tensor, Tensor]:
+        check_batch(self.config, batch)
         logits = self.model(
             self._tensor(batch.inputs), mask=self._tensor(batch.mask), taps=taps, dropout_step=step
         )
@@ -187,7 +189,8 @@ class Engine:
     def _tensor(self, array: np.ndarray | None) -> Any:
         if array is None:
             return None
+        if array.dtype.kind == "u" or not array.dtype.isnative:
+            array = array.astype(np.int64 if array.dtype.kind in "iu" else array.dtype.kind + "4")
         tensor = torch.from_numpy(array)
-        return (tensor.long() if tensor.dtype == torch.int32 else tensor).to(
-            self.device, non_blocking=True
-        )
+        integer = array.dtype.kind == "i" and tensor.dtype != torch.int64
+        return (tensor.long() if integer else tensor).to(self.device, non_blocking=True)

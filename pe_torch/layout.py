@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pe_core.errors import UserTypeError
 from pe_core.model.inputs import Described
 
 
@@ -26,8 +28,7 @@ def put_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
     live = canonical_variables(model)
     with torch.no_grad():
         for name, array in arrays.items():
-            # torch warns of arrays that it may not write to, so it gets a copy.
-            live[name][0].copy_(torch.from_numpy(np.array(array)))
+            live[name][0].copy_(from_numpy(array))
 
 
 def get_arrays(model: nn.Module) -> dict[str, np.ndarray]:
@@ -36,6 +37,52 @@ def get_arrays(model: nn.Module) -> dict[str, np.ndarray]:
         name: parameter.detach().cpu().numpy().copy()
         for name, (parameter, _) in canonical_variables(model).items()
     }
+
+
+def from_numpy(array: np.ndarray) -> Tensor:
+    """Return a copy of an array as a tensor: torch takes no other byte order than the machine's,
+    and warns of arrays that it may not write to.
+    """
+    return torch.from_numpy(np.array(array, array.dtype.newbyteorder("=")))
+
+
+def as_arrays(**items: Any) -> tuple[Any, ...]:
+    """Return the arguments, by their names, which are tensors or None.
+
+    Raises:
+        UserTypeError: an array of NumPy, a list, or anything else.
+    """
+    for name, item in items.items():
+        if item is None or isinstance(item, Tensor):
+            continue
+        kind = type(item)
+        called = (
+            kind.__name__
+            if kind.__module__ == "builtins"
+            else (f"{kind.__module__.split('.')[0]}.{kind.__name__}")
+        )
+        remedy = "torch.from_numpy" if isinstance(item, np.ndarray) else "torch.tensor"
+        raise UserTypeError(f"{name} must be a torch.Tensor, got {called}; pass {remedy}({name})")
+    return tuple(items.values())
+
+
+def can_look(*items: Tensor | None) -> bool:
+    """Return whether the values of tensors can be read: not while they are traced, nor when
+    `torch.func` has batched them.
+    """
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
+        return False
+    return not any(
+        item is not None and (item.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(item))
+        for item in items
+    )
+
+
+def as_int64(x: Tensor) -> Tensor:
+    """Return integers as int64: torch computes little in the unsigned types, and differences of
+    these wrap.
+    """
+    return x.long()
 
 
 def described(x: Tensor) -> Described:

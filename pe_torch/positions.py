@@ -9,6 +9,9 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.nn import functional
 
+from pe_core.model.inputs import require_finite_position, require_segment_fits
+from pe_torch.layout import as_int64, can_look
+
 
 class Rows(NamedTuple):
     """A block of query rows."""
@@ -86,6 +89,8 @@ def locate(
     positions: Tensor | None,
     real: Tensor | None,
     segment_ids: Tensor | None,
+    *,
+    by_table: bool = False,
 ) -> Positions:
     """Return where the steps of a call stand: at the given positions, else as counted.
 
@@ -94,6 +99,10 @@ def locate(
         positions: (length,) or (batch, length); counted when None.
         real: (batch, length) bool; None when all are real.
         segment_ids: (batch, length) of packed sequences.
+        by_table: a learned table will read the positions; it says itself what is wrong with them.
+
+    Raises:
+        UserValueError: a real step stands nowhere; where values cannot be read, it gives NaN.
     """
     length = x.shape[1]
     if positions is None:
@@ -103,17 +112,66 @@ def locate(
     if real is not None:
         # What padding holds never matters.
         positions = torch.where(real, positions, torch.zeros_like(positions))
-    return Positions(positions, real, segment_ids)
+    return Positions(_held(positions, by_table), real, segment_ids)
 
 
-def as_positions(positions: Tensor | Positions) -> Positions:
-    """Return positions given as an array, (length,) or (batch, length), as `Positions`."""
-    return positions if isinstance(positions, Positions) else Positions(positions)
+def as_positions(positions: Tensor | Positions, *, by_table: bool = False) -> Positions:
+    """Return positions given as an array, (length,) or (batch, length), as `Positions`; see
+    `locate`.
+    """
+    if isinstance(positions, Positions):
+        return positions
+    return Positions(_held(positions, by_table))
+
+
+def _held(positions: Tensor, by_table: bool) -> Tensor:
+    """Return integers as int64 and floating point as float32 or wider, each of them somewhere.
+
+    Only what lies on the CPU is looked at: a look at a GPU would wait for it.
+    """
+    look = positions.device.type == "cpu" and can_look(positions)
+    if positions.dtype.is_floating_point:
+        if look and not by_table:
+            bad = positions[~(positions.abs() < 2.0**63)]
+            if len(bad):
+                require_finite_position(bad[0].item())
+        short = positions.dtype.itemsize < 4
+        return positions.float() if short else positions
+    held = as_int64(positions)
+    if look and positions.dtype == torch.uint64 and (held < 0).any():
+        require_finite_position(held[held < 0][0].item() + (1 << 64))
+    return held
+
+
+def as_segments(segment_ids: Tensor | None) -> Tensor | None:
+    """Return the numbers of segments as int64.
+
+    Raises:
+        UserValueError: a number beyond int32, which Flax has not.
+    """
+    if segment_ids is None:
+        return None
+    held = as_int64(segment_ids)
+    if held.device.type == "cpu" and can_look(held):
+        require_segment_fits(int(held.max()))
+    return held
 
 
 def offsets(queries: Positions, keys: Positions) -> Tensor:
-    """Return key position minus query position, (queries, keys) or (batch, queries, keys)."""
-    return keys.values[..., None, :] - queries.values[..., :, None]
+    """Return key position minus query position, (queries, keys) or (batch, queries, keys). What
+    int64 cannot hold is as far as int64 can say.
+    """
+    here, there = queries.values[..., :, None], keys.values[..., None, :]
+    found = there - here
+    known = queries.bound is not None and keys.bound is not None
+    if known or found.dtype.is_floating_point:
+        return found
+    furthest = torch.iinfo(found.dtype).max
+    # Two numbers of unlike signs whose difference has not the sign of the first.
+    wrapped = ((there ^ here) & (there ^ found)) < 0
+    return torch.where(
+        wrapped, torch.where(there < 0, -furthest, furthest), found.clamp(min=-furthest)
+    )
 
 
 def zero_unplaced(x: Tensor, queries: Positions, keys: Positions) -> Tensor:

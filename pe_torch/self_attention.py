@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import cast
 
 from jaxtyping import Bool, Float, Int, Num
@@ -10,15 +11,15 @@ from torch import Tensor, nn
 
 from pe_core.encodings import EncodingOptions, Sizes
 from pe_core.model.config import ComputeConfig
-from pe_core.model.inputs import check_attention_call, check_attention_options
+from pe_core.model.inputs import check_attention_call, check_attention_options, has_table
 from pe_core.model.parameters import attention_parameters
 from pe_torch.attention import Attention
 from pe_torch.call import Call
 from pe_torch.dropout import Masks
 from pe_torch.encodings import Encoding, make_encoding
 from pe_torch.layers import initial_parameter
-from pe_torch.layout import describe, described
-from pe_torch.positions import locate, real_steps
+from pe_torch.layout import as_arrays, describe, described
+from pe_torch.positions import as_segments, locate, real_steps
 
 
 class SelfAttention(Attention):
@@ -56,13 +57,14 @@ class SelfAttention(Attention):
     ) -> None:
         sizes, compute = Sizes(d_model, num_heads), compute or ComputeConfig()
         check_attention_options(sizes, encodings, dropout)
+        seed = None if seed is None else index(seed)
         super().__init__(sizes, bias=bias, compute=compute)
-        self.dropout = dropout
+        self.dropout = float(dropout)
         self.encodings = nn.ModuleList(
-            make_encoding(options, sizes, seed=seed, compute=compute)._for_layer(0)
-            for options in encodings
+            make_encoding(item, sizes, seed=seed, compute=compute)._for_layer(0)
+            for item in encodings
         )
-        for item in attention_parameters(d_model, bias=bias):
+        for item in attention_parameters(sizes.d_model, bias=bias):
             module, _, name = item.name.partition(".")
             setattr(self.get_submodule(module), name, initial_parameter(item, seed, compute))
 
@@ -86,20 +88,24 @@ class SelfAttention(Attention):
         Raises:
             UserValueError, UserTypeError: one line with the rule, the value and the remedy.
         """
+        as_arrays(x=x, mask=mask, positions=positions, segment_ids=segment_ids)
         encodings = [cast(Encoding, item) for item in self.encodings]
+        options = [item.options for item in encodings]
         check_attention_call(
-            [item.options for item in encodings],
+            options,
             self.sizes,
             described(x),
             describe(mask),
             describe(positions),
             describe(segment_ids),
         )
+        segment_ids = as_segments(segment_ids)
         real = real_steps(mask, segment_ids)
         if real is not None:
             # What padding holds cannot reach a real step.
             x = x.masked_fill(~real[..., None], 0.0)
         drops = self.training and self.dropout > 0.0
         masks = Masks(self.dropout, [], native=True) if drops else None
-        call = Call(locate(x, positions, real, segment_ids), real, masks)
+        steps = locate(x, positions, real, segment_ids, by_table=has_table(options))
+        call = Call(steps, real, masks)
         return super().forward(x, call, encodings).to(x.dtype)

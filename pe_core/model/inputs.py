@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
-from pe_core.encodings import EncodingOptions, Sizes, check_encodings
+from pe_core.encodings import EncodingOptions, LearnedTable, Sizes, check_encodings
 from pe_core.errors import UserTypeError, UserValueError, require_integer, require_number
 from pe_core.model.config import Features, ModelConfig
 
@@ -56,10 +56,7 @@ def check_call(
         if x.kind not in "iu":
             raise UserTypeError(f"x must hold integer tokens, got {x.dtype}; convert it to int32")
     batch, length = x.shape[:2]
-    if batch == 0 or length == 0:
-        raise UserValueError(
-            f"x is empty, got shape {x.shape}; pass at least one sequence of one step"
-        )
+    _check_any_steps(x)
     if mask is not None:
         check_mask(mask, batch, length)
     if segment_ids is not None:
@@ -96,7 +93,7 @@ def check_positions(
                 "them and convert them to integers"
             )
     if steps is None:
-        if len(positions.shape) not in (1, 2):
+        if len(positions.shape) not in (1, 2) or 0 in positions.shape:
             raise UserValueError(
                 f"positions must have shape (length,) or (batch, length), got {positions.shape}"
             )
@@ -121,12 +118,77 @@ def check_steps(
         raise UserValueError(
             f"x must have shape (batch, length, d_model) with d_model={d_model}, got {x.shape}"
         )
-    if x.kind != "f":
-        raise UserTypeError(f"x must be floating point, got {x.dtype}; convert it to float32")
+    _check_steps_hold_features(x)
     if mask is not None:
         check_mask(mask, *x.shape[:2])
     if positions is not None:
         check_positions(encodings, positions, (x.shape[0], x.shape[1]))
+
+
+def check_heads(
+    encodings: Sequence[EncodingOptions],
+    d_head: int,
+    axes: tuple[str, ...],
+    x: Described,
+    positions: Described | None,
+) -> None:
+    """Raise one clear line unless queries or keys that are mapped alone fit the encoding.
+
+    Args:
+        encodings: the one that maps them.
+        d_head: width of a head.
+        axes: their names, in the order of the backend.
+        x: queries or keys.
+        positions: of the steps of x.
+
+    Raises:
+        UserValueError: a wrong rank, size or shape.
+        UserTypeError: a wrong kind of numbers.
+    """
+    if len(x.shape) != len(axes) or x.shape[-1] != d_head:
+        raise UserValueError(
+            f"x must have shape ({', '.join(axes)}) with d_head={d_head}, got {x.shape}"
+        )
+    _check_steps_hold_features(x)
+    if positions is not None:
+        steps = x.shape[axes.index("batch")], x.shape[axes.index("length")]
+        check_positions(encodings, positions, steps)
+
+
+def check_pairs(encodings: Sequence[EncodingOptions], queries: Described, keys: Described) -> None:
+    """Raise one clear line unless positions of queries and of keys fit the encoding and each other.
+
+    Raises:
+        UserValueError: a wrong shape, or batches of two sizes.
+        UserTypeError: a wrong kind of numbers.
+    """
+    for positions in (queries, keys):
+        check_positions(encodings, positions, None)
+    batches = [item.shape[0] for item in (queries, keys) if len(item.shape) == 2]
+    if len(set(batches)) > 1:
+        raise UserValueError(
+            f"queries and keys must have the same batch, got {batches[0]} and {batches[1]}; pass "
+            "(length,) where all rows stand alike"
+        )
+
+
+def check_front(d_model: int, front: Described) -> None:
+    """Raise one clear line unless a step that is put in front has the width of a step."""
+    if front.shape != (d_model,):
+        raise UserValueError(f"front must have shape (d_model,) = ({d_model},), got {front.shape}")
+
+
+def _check_steps_hold_features(x: Described) -> None:
+    if x.kind != "f":
+        raise UserTypeError(f"x must be floating point, got {x.dtype}; convert it to float32")
+    _check_any_steps(x)
+
+
+def _check_any_steps(x: Described) -> None:
+    if 0 in x.shape:
+        raise UserValueError(
+            f"x is empty, got shape {x.shape}; pass at least one sequence of one step"
+        )
 
 
 def check_mask(mask: Described, batch: int, length: int) -> None:
@@ -234,6 +296,31 @@ def require_positions_fit(max_length: int, lowest: float, highest: float) -> Non
             f"{max_length}; build the model with "
             f"LearnedTable(max_length={needed}), cut the sequences to {max_length} "
             "steps, or use Sinusoidal()"
+        )
+
+
+def has_table(encodings: Iterable[EncodingOptions]) -> bool:
+    """Return whether a learned table is among the encodings: it looks at the positions itself."""
+    return any(isinstance(item, LearnedTable) for item in encodings)
+
+
+def require_finite_position(bad: float) -> NoReturn:
+    """Raise a UserValueError for a position of a real step that is not finite, or too large."""
+    if math.isfinite(bad):
+        raise UserValueError(
+            f"positions must lie below 2**63, got {bad}; count them from a nearer origin"
+        )
+    raise UserValueError(
+        f"positions must be finite, got {bad} at a real step; correct it, or mark the step as "
+        "padding in the mask"
+    )
+
+
+def require_segment_fits(highest: int) -> None:
+    """Raise a UserValueError unless a segment's number is one of int32."""
+    if highest >= 1 << 31:
+        raise UserValueError(
+            f"segment_ids must lie below 2**31, got {highest}; number the segments of a row from 1"
         )
 
 

@@ -5,12 +5,12 @@ counted.
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Int, Num
+from jaxtyping import Bool, Int, Integer, Num
 
 
 def real_steps(
     mask: Bool[np.ndarray, "batch length"] | None,
-    segment_ids: Int[np.ndarray, "batch length"] | None,
+    segment_ids: Integer[np.ndarray, "batch length"] | None,
 ) -> Bool[np.ndarray, "batch length"] | None:
     """Return which steps are real: those of the mask that also lie in a segment; None when every
     step is.
@@ -24,7 +24,7 @@ def resolve_positions(
     length: int,
     positions: Num[np.ndarray, "..."] | None = None,
     mask: Bool[np.ndarray, "batch length"] | None = None,
-    segment_ids: Int[np.ndarray, "batch length"] | None = None,
+    segment_ids: Integer[np.ndarray, "batch length"] | None = None,
 ) -> Num[np.ndarray, "..."]:
     """Return the positions, (length,) or (batch, length): the given ones, else the count of real
     steps before, per segment.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pe_core.data import Dataset, Sequences
+import numpy as np
+
+from pe_core.data import Batch, Dataset, Sequences
 from pe_core.errors import UserValueError
-from pe_core.model.config import Features, ModelConfig
+from pe_core.model.config import Features, ModelConfig, Tokens
 from pe_core.model.inputs import require_tokens_fit
 
 
@@ -19,6 +21,22 @@ def check_data(config: ModelConfig, data: Dataset) -> None:
             f"{data.name} has {len(data.class_names)} classes, but the model has "
             f"num_classes={config.num_classes}"
         )
+
+
+def check_batch(config: ModelConfig, batch: Batch) -> None:
+    """Raise a ValueError unless labels and tokens of a batch fit the model: one that `Sequences`
+    did not make may hold any, and a framework would cut them or take them for others.
+    """
+    labels = batch.labels
+    outside = (labels < 0) | (labels >= config.num_classes)
+    if outside.any():
+        row = int(np.argmax(outside))
+        raise UserValueError(
+            f"label {labels[row]} of row {row} is outside 0 .. {config.num_classes - 1}; correct it"
+        )
+    if isinstance(config.inputs, Tokens) and batch.inputs.dtype.itemsize > 4:
+        tokens = batch.inputs if batch.mask is None else np.where(batch.mask, batch.inputs, 0)
+        require_tokens_fit(config.inputs.vocab_size, int(tokens.min()), int(tokens.max()))
 
 
 def check_sequences(config: ModelConfig, sequences: Sequences, what: str) -> None:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -12,8 +11,9 @@ from jax import Array
 
 from pe_core.encodings import LearnedTable, Sinusoidal
 from pe_core.model.inputs import require_positions_fit
-from pe_flax.encodings.angles import sine_cosine
+from pe_flax.encodings.angles import Frequencies, sine_cosine
 from pe_flax.encodings.kinds import Additive
+from pe_flax.layout import can_look
 from pe_flax.positions import Positions
 
 
@@ -45,8 +45,10 @@ class LearnedTableEncoding(Additive):
             return x + _like(table[: x.shape[1]], x)
         if positions.bound is None or positions.bound > limit:
             # Padding may reach beyond the table, real steps may not.
-            if not isinstance(values, jax.core.Tracer):
-                require_positions_fit(limit, float(values.min()), float(values.max()))
+            if can_look(values, positions.placed):
+                require_positions_fit(limit, values.min().item(), values.max().item())
+            if isinstance(values, np.ndarray):
+                return x + _like(self._between(positions), x)
             values = jnp.where((values >= 0) & (values <= limit - 1), values, limit)
         if not jnp.issubdtype(values.dtype, jnp.floating):
             return x + _like(_rows(table, values), x)
@@ -55,6 +57,19 @@ class LearnedTableEncoding(Additive):
         share = (values - floor.astype(values.dtype)).astype(table.dtype)[..., None]
         low, high = _rows(table, floor), _rows(table, above)
         return x + _like(low + share * (high - low), x)
+
+    def _between(self, positions: Positions) -> Array:
+        """Return the rows of positions of NumPy, which JAX could not hold: the row below and the
+        share of the one above are taken before they are cut.
+        """
+        values, limit, table = positions.values, self.options.max_length, self.table[...]
+        inside = (values >= 0) & (values <= limit - 1)
+        kept = np.where(inside, values, 0)
+        floor = np.floor(kept).astype(np.int32)
+        share = jnp.asarray((kept - floor).astype(table.dtype))[..., None]
+        low, high = table[floor], table[np.minimum(floor + 1, limit - 1)]
+        placed = jnp.asarray(inside) if positions.placed is None else inside | ~positions.placed
+        return jnp.where(placed[..., None], low + share * (high - low), jnp.nan)
 
 
 class SinusoidalEncoding(Additive):
@@ -78,11 +93,14 @@ class SinusoidalEncoding(Additive):
         width, options = self.sizes.d_model, self.options
         if options.layout == "tensor2tensor":
             count = width // 2
-            exponents: np.ndarray = np.arange(count) / max(count - 1, 1)
+            divisor: float = max(count - 1, 1)
+            exponents: np.ndarray = np.arange(count) / divisor
         else:
-            count = (width + 1) // 2
+            count, divisor = (width + 1) // 2, width / 2
             exponents = np.arange(count) * (2.0 / width)
-        sine, cosine = sine_cosine(positions, np.power(options.base, -exponents), x.dtype)
+        radians = np.power(options.base, -exponents)
+        frequencies = Frequencies(radians, options.base, divisor)
+        sine, cosine = sine_cosine(positions, frequencies, x.dtype)
         if options.layout == "interleaved":
             pairs = jnp.stack([sine, cosine], axis=-1)
             return x + _like(pairs.reshape(*sine.shape[:-1], -1)[..., :width], x)

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -32,9 +34,15 @@ class T5BiasEncoding(LogitBias):
     options_type = T5Bias
     table: nnx.Param
 
-    def of(self, offset: Array) -> Array:
+    def of(self, offset: Array | np.ndarray) -> Array:
         """Return the bias of each offset, key minus query, (heads, *offset.shape)."""
-        boundaries = jnp.asarray(np.array(self.options.boundaries()), offset.dtype)
-        bucket = jnp.searchsorted(boundaries, jnp.abs(offset), side="right").astype(jnp.int32)
-        after = (offset > 0).astype(jnp.int32) * (self.options.num_buckets // 2)
-        return self.table[...][:, bucket + after]
+        # Offsets beyond what JAX holds are NumPy's; their buckets are small.
+        of: Any = np if isinstance(offset, np.ndarray) else jnp
+        boundaries = of.asarray(np.array(self.options.boundaries()), offset.dtype)
+        bucket = of.searchsorted(boundaries, of.abs(offset), side="right").astype(np.int32)
+        after = (offset > 0).astype(np.int32) * (self.options.num_buckets // 2)
+        found = self.table[...][:, jnp.asarray(bucket + after)]
+        if not jnp.issubdtype(offset.dtype, jnp.floating):
+            return found
+        # A step that stands nowhere, seen where nobody could look, must not get any bucket.
+        return jnp.where(of.isfinite(offset)[None], found, jnp.nan)

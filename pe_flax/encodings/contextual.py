@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -35,7 +36,11 @@ class ShawEncoding(Contextual):
         keys = self.keys[...]
 
         def index(rows: Rows, shape: tuple[int, ...]) -> Array:
-            clipped = jnp.clip(offsets(there.rows(rows), there), -furthest, furthest) + furthest
+            # Offsets beyond what JAX holds are NumPy's; clipped, they are small.
+            found = offsets(there.rows(rows), there)
+            if isinstance(found, np.ndarray):
+                found = jnp.asarray(np.clip(found, -furthest, furthest).astype(np.int32))
+            clipped = jnp.clip(found, -furthest, furthest) + furthest
             clipped = clipped[None, None] if clipped.ndim == 2 else clipped[:, None]
             return jnp.broadcast_to(clipped, shape)
 

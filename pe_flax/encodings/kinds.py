@@ -7,7 +7,8 @@ and methods to override, which take `Positions` and do the mathematics.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from operator import index
+from typing import Any, ClassVar, Final, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -16,7 +17,7 @@ from jaxtyping import Float, Num
 
 from pe_core.encodings import EncodingOptions, Sizes
 from pe_core.model.config import ComputeConfig
-from pe_core.model.inputs import check_options, check_positions, check_steps
+from pe_core.model.inputs import check_heads, check_options, check_pairs, check_steps, has_table
 from pe_flax.call import Call
 from pe_flax.layers import initial_parameter
 from pe_flax.layout import as_arrays, describe, described
@@ -26,10 +27,12 @@ from pe_flax.positions import (
     as_positions,
     locate,
     offsets,
+    real_steps,
     zero_unplaced,
 )
 
 Heads = Float[Array, "batch length heads d_head"]
+HEAD_AXES: Final = ("batch", "length", "heads", "d_head")
 
 
 class Encoding(nnx.Module):
@@ -54,6 +57,7 @@ class Encoding(nnx.Module):
         check_options(type(self).__name__, self.options_type, options, sizes)
         self.options: Any = options
         self.sizes = sizes
+        seed = None if seed is None else index(seed)
         for item in options.parameters(sizes):
             setattr(self, item.name, initial_parameter(item, seed, rngs, compute))
 
@@ -114,7 +118,7 @@ class Additive(Encoding):
         Raises:
             UserValueError, UserTypeError: a shape, dtype or position that does not fit.
         """
-        x, positions, mask = as_arrays(x, positions, mask)
+        x, positions, mask = as_arrays(x=x, positions=positions, mask=mask)
         check_steps(
             [self.options],
             self.sizes.d_model,
@@ -122,7 +126,8 @@ class Additive(Encoding):
             describe(positions),
             describe(mask),
         )
-        standing = locate(x, positions, mask, None)
+        x, mask = jnp.asarray(x), real_steps(mask, None)
+        standing = locate(x, positions, mask, None, by_table=has_table([self.options]))
         new = self.add(x, standing)
         return new if mask is None else jnp.where(mask[..., None], new, x)
 
@@ -172,25 +177,26 @@ class QueryKey(Encoding):
             x: queries.
             positions: (length,) or (batch, length) of the queries; 0, 1, 2, ... when None.
         """
-        (x,) = as_arrays(x)
-        return self.map_query(x, self._standing(x, positions))
+        x, standing = self._standing(x, positions)
+        return self.map_query(x, standing)
 
     def key(
         self, x: Heads, positions: Num[Array, "..."] | Positions | None = None
     ) -> Float[Array, "batch length heads width"]:
         """Return the mapped keys, in the dtype of x; as `query`, of the keys."""
-        (x,) = as_arrays(x)
-        return self.map_key(x, self._standing(x, positions))
+        x, standing = self._standing(x, positions)
+        return self.map_key(x, standing)
 
-    def _standing(self, x: Array, positions: Array | Positions | None) -> Positions:
+    def _standing(self, x: Array, positions: Array | Positions | None) -> tuple[Array, Positions]:
         if isinstance(positions, Positions):
-            return positions
-        if positions is not None:
-            given = as_positions(positions)
-            check_positions([self.options], described(given.values), (x.shape[0], x.shape[1]))
-            return given
+            return x, positions
+        x, given = as_arrays(x=x, positions=positions)
+        check_heads([self.options], self.sizes.d_head, HEAD_AXES, described(x), describe(given))
+        if given is not None:
+            return jnp.asarray(x), as_positions(given)
         length = x.shape[1]
-        return Positions(jnp.arange(length, dtype=jnp.int32), counted=True, bound=length)
+        counted = Positions(jnp.arange(length, dtype=jnp.int32), counted=True, bound=length)
+        return jnp.asarray(x), counted
 
     def map_query(self, x: Array, positions: Positions) -> Array:
         """Return the mapped queries."""
@@ -239,9 +245,18 @@ class LogitBias(Encoding):
         `jax.nn.dot_product_attention` takes as `bias` with four axes. It is 0 where a step has no
         position.
         """
-        here, there = as_positions(queries), as_positions(keys)
-        for positions in (here, there):
-            check_positions([self.options], described(positions.values), None)
+        if not isinstance(queries, Positions) or not isinstance(keys, Positions):
+            given = {
+                name: item.values if isinstance(item, Positions) else item
+                for name, item in (("queries", queries), ("keys", keys))
+            }
+            arrays = as_arrays(**given)
+            check_pairs([self.options], *(described(item) for item in arrays))
+            queries, keys = (
+                item if isinstance(item, Positions) else as_positions(array)
+                for item, array in zip((queries, keys), arrays, strict=True)
+            )
+        here, there = queries, keys
         return zero_unplaced(self.between(here, there), here, there)
 
     def between(self, queries: Positions, keys: Positions) -> Array:

@@ -7,7 +7,7 @@ import numpy as np
 from jax import Array
 
 from pe_core.encodings import Rotary
-from pe_flax.encodings.angles import sine_cosine
+from pe_flax.encodings.angles import Frequencies, sine_cosine
 from pe_flax.encodings.kinds import QueryKey
 from pe_flax.positions import Positions
 
@@ -32,7 +32,8 @@ class RotaryEncoding(QueryKey):
         """Return x (batch, length, heads, d_head) rotated at its positions."""
         rotated = self.options.rotated(self.sizes)
         count = rotated // 2
-        frequencies = np.power(self.options.base, -np.arange(count) / count)
+        radians = np.power(self.options.base, -np.arange(count) / count)
+        frequencies = Frequencies(radians, self.options.base, count)
         # An axis for the heads, and one for the batch where all rows stand alike.
         sine, cosine = (
             part[:, :, None] if part.ndim == 3 else part[None, :, None]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Num
 
 from pe_core.encodings import Sinusoidal
+from pe_core.model.inputs import require_positions_fit
+from pe_parity.reference.angles import angles
 from pe_parity.reference.kinds import Additive, Arrays, Positions
 
 
@@ -44,12 +47,13 @@ def sinusoidal(
     """
     tensor2tensor = options.layout == "tensor2tensor"
     count = d_model // 2 if tensor2tensor else (d_model + 1) // 2
-    exponents = (
-        np.arange(count) / max(count - 1, 1) if tensor2tensor else 2.0 * np.arange(count) / d_model
-    )
-    angles = np.asarray(positions, np.float64)[..., None] * options.base**-exponents
-    sine, cosine = np.sin(angles), np.cos(angles)
-    encoding = np.zeros((*angles.shape[:-1], d_model))
+    exponents = [
+        Fraction(k, max(count - 1, 1)) if tensor2tensor else Fraction(2 * k, d_model)
+        for k in range(count)
+    ]
+    found = angles(positions, options.base, exponents)
+    sine, cosine = np.sin(found), np.cos(found)
+    encoding = np.zeros((*found.shape[:-1], d_model))
     if options.layout == "interleaved":
         encoding[..., 0::2] = sine
         encoding[..., 1::2] = cosine[..., : d_model // 2]
@@ -64,7 +68,9 @@ class LearnedTableFormula(Additive):
 
     def add(self, options: Any, arrays: Arrays, x: np.ndarray, positions: Positions) -> np.ndarray:
         """Return x + P[p]."""
-        return x + learned_table(arrays["table"], positions.values)
+        values = positions.values
+        require_positions_fit(options.max_length, values.min().item(), values.max().item())
+        return x + learned_table(arrays["table"], values)
 
 
 class SinusoidalFormula(Additive):

@@ -8,10 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int, Integer
 
+from pe_core.encodings import LearnedTable
 from pe_core.model.config import LAYER_NORM_EPSILON, Features, ModelConfig
 from pe_core.model.dropout_places import DropoutPlace, dropout_place
+from pe_core.model.inputs import (
+    Described,
+    check_call,
+    require_finite_position,
+    require_positions_fit,
+    require_segment_fits,
+    require_tokens_fit,
+)
 from pe_core.model.positions import real_steps, resolve_positions
 from pe_core.model.random import DROPOUT, derive, dropout_keep, dropout_scale, fold_in
 from pe_parity.reference import attention
@@ -96,7 +105,7 @@ def encode(
     *,
     mask: Bool[np.ndarray, "batch length"] | None = None,
     positions: np.ndarray | None = None,
-    segment_ids: Int[np.ndarray, "batch length"] | None = None,
+    segment_ids: Integer[np.ndarray, "batch length"] | None = None,
     taps: dict[str, Any] | None = None,
     seed: int = 0,
     dropout_step: int | None = None,
@@ -138,9 +147,15 @@ def _encode(
     segment_ids: np.ndarray | None,
 ) -> Array:
     config = run.config
+    check_call(config, *(_described(item) for item in (x, mask, positions, segment_ids)))
     batch, length = x.shape[:2]
+    if segment_ids is not None:
+        require_segment_fits(int(segment_ids.max()))
+        segment_ids = segment_ids.astype(np.int64)
     real = real_steps(mask, segment_ids)
     where = resolve_positions(length, positions, mask, segment_ids)
+    if positions is not None:
+        where = _checked_positions(config, where, real)
 
     if isinstance(config.inputs, Features):
         state = run.linear(
@@ -148,7 +163,9 @@ def _encode(
             np.asarray(x if real is None else np.where(real[..., None], x, 0.0), np.float64),
         )
     else:
-        state = run.arrays["input.table"][x if real is None else np.where(real, x, 0)]
+        tokens = x if real is None else np.where(real, x, 0)
+        require_tokens_fit(config.inputs.vocab_size, tokens.min().item(), tokens.max().item())
+        state = run.arrays["input.table"][tokens]
     state = run.tap("input", state)
     placed = real
     values = where if placed is None else np.where(placed, where, 0)
@@ -186,7 +203,7 @@ def forward(
     *,
     mask: Bool[np.ndarray, "batch length"] | None = None,
     positions: np.ndarray | None = None,
-    segment_ids: Int[np.ndarray, "batch length"] | None = None,
+    segment_ids: Integer[np.ndarray, "batch length"] | None = None,
     num_segments: int | None = None,
     taps: dict[str, Any] | None = None,
     seed: int = 0,
@@ -224,6 +241,28 @@ def cross_entropy(
     shifted = logits - logits.max(axis=-1, keepdims=True)
     losses = np.log(np.exp(shifted).sum(axis=-1)) - shifted[np.arange(len(labels)), labels]
     return float((losses * weights).sum() / np.asarray(weights, np.float64).sum())
+
+
+def _described(array: np.ndarray | None) -> Any:
+    return None if array is None else Described(array.shape, array.dtype.kind, str(array.dtype))
+
+
+def _checked_positions(
+    config: ModelConfig, positions: np.ndarray, real: np.ndarray | None
+) -> np.ndarray:
+    """Return the positions, integers as int64, in which every real step stands somewhere."""
+    there = positions if real is None else np.where(real, positions, 0)
+    bad = (
+        ~(np.abs(there.astype(np.float64)) < 2.0**63)
+        if there.dtype.kind == "f"
+        else (there > np.iinfo(np.int64).max)
+    )
+    if bad.any():
+        for encoding in config.encodings:
+            if isinstance(encoding, LearnedTable) and there.dtype.kind == "f":
+                require_positions_fit(encoding.max_length, there.min().item(), there.max().item())
+        require_finite_position(there[bad][0].item())
+    return there if there.dtype.kind == "f" else there.astype(np.int64)
 
 
 def _of_kind(run: Run, n: int, kind: type) -> list[tuple[Any, Any]]:

@@ -44,7 +44,12 @@ class Positions:
 
     def offsets(self) -> Array:
         """Return key position minus query position, (length, length) or (batch, length, length)."""
-        return self.values[..., None, :] - self.values[..., :, None]
+        here, there = self.values[..., :, None], self.values[..., None, :]
+        if self.values.dtype.kind == "f" or not (np.abs(self.values.astype("f8")) >= 2.0**62).any():
+            return there - here
+        # Python's integers do not overflow; an offset that int64 cannot hold is as far as any.
+        exact = there.astype(object) - here.astype(object)
+        return np.clip(exact, 1 - (1 << 63), (1 << 63) - 1).astype(np.int64)
 
     def where_placed(self, x: Array) -> Array:
         """Return x (..., queries, keys), broadcast over heads, with 0 where either step of a pair

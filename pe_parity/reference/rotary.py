@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from pe_core.encodings import Rotary, Sizes
+from pe_parity.reference.angles import angles
 from pe_parity.reference.kinds import Arrays, Positions, QueryKey
 
 
@@ -25,9 +27,8 @@ def rotate(options: Rotary, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
         positions: (..., length), broadcast against x.
     """
     count = options.rotated(Sizes(x.shape[-1])) // 2
-    frequencies = options.base ** (-np.arange(count) / count)
-    angles = np.asarray(positions, np.float64)[..., None] * frequencies
-    cosine, sine = np.cos(angles), np.sin(angles)
+    found = angles(positions, options.base, [Fraction(k, count) for k in range(count)])
+    cosine, sine = np.cos(found), np.sin(found)
     if options.pairing == "interleaved":
         first, second = np.arange(0, 2 * count, 2), np.arange(1, 2 * count, 2)
     else:

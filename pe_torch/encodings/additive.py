@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from pe_core.encodings import LearnedTable, Sinusoidal
 from pe_core.model.inputs import require_positions_fit
-from pe_torch.encodings.angles import sine_cosine
+from pe_torch.encodings.angles import Frequencies, sine_cosine
 from pe_torch.encodings.kinds import Additive
+from pe_torch.layout import can_look
 from pe_torch.positions import Positions
 
 
@@ -32,7 +33,8 @@ class LearnedTableEncoding(Additive):
 
     def add(self, x: Tensor, positions: Positions) -> Tensor:
         """Return x (batch, length, d_model) plus the rows of the positions, between two rows for
-        floating point.
+        floating point. Where a transform such as `torch.compile` does not allow a look, a given
+        position outside the table cannot raise; its row is NaN.
 
         Raises:
             UserValueError: a position outside the table.
@@ -43,7 +45,12 @@ class LearnedTableEncoding(Additive):
             return x + self.table[: x.shape[1]].to(x.dtype)
         if positions.bound is None or positions.bound > limit:
             # Padding may reach beyond the table, real steps may not.
-            require_positions_fit(limit, values.min().item(), values.max().item())
+            if can_look(values):
+                require_positions_fit(limit, values.min().item(), values.max().item())
+            else:
+                inside = (values >= 0) & (values <= limit - 1)
+                values = torch.where(inside, values, torch.zeros_like(values))
+                x = torch.where(inside[..., None], x, torch.nan)
         if not values.dtype.is_floating_point:
             return x + functional.embedding(values, self.table).to(x.dtype)
         floor = values.floor().long()
@@ -69,6 +76,18 @@ class SinusoidalEncoding(Additive):
     options_type = Sinusoidal
     _rows: Tensor | None = None
 
+    def _prepare_constants(self) -> None:
+        width, options = self.sizes.d_model, self.options
+        if options.layout == "tensor2tensor":
+            count = width // 2
+            divisor: float = max(count - 1, 1)
+            exponents: np.ndarray = np.arange(count) / divisor
+        else:
+            count, divisor = (width + 1) // 2, width / 2
+            exponents = np.arange(count) * (2.0 / width)
+        radians = np.power(options.base, -exponents)
+        self._frequencies = Frequencies(radians, options.base, divisor)
+
     def add(self, x: Tensor, positions: Positions) -> Tensor:
         """Return x (batch, length, d_model) plus the waves at the positions."""
         if positions.bound is None:
@@ -89,19 +108,13 @@ class SinusoidalEncoding(Additive):
             or rows.dtype != x.dtype
             or rows.device != x.device
         ):
-            rows = self._waves(Positions(torch.arange(count))).to(x)
+            rows = self._waves(Positions(torch.arange(count), bound=count)).to(x)
             self._rows = rows
         return rows[:count]
 
     def _waves(self, positions: Positions) -> Tensor:
         width, options = self.sizes.d_model, self.options
-        if options.layout == "tensor2tensor":
-            count = width // 2
-            exponents: np.ndarray = np.arange(count) / max(count - 1, 1)
-        else:
-            count = (width + 1) // 2
-            exponents = np.arange(count) * (2.0 / width)
-        sine, cosine = sine_cosine(positions, np.power(options.base, -exponents))
+        sine, cosine = sine_cosine(positions, self._frequencies)
         if options.layout == "interleaved":
             return torch.stack([sine, cosine], dim=-1).flatten(-2)[..., :width]
         waves = torch.cat([sine, cosine], dim=-1)[..., :width]

@@ -35,4 +35,8 @@ class T5BiasEncoding(LogitBias):
         boundaries = torch.tensor(self.options.boundaries(), device=offset.device)
         bucket = torch.bucketize(offset.abs(), boundaries, right=True)
         bucket = bucket + (offset > 0) * (self.options.num_buckets // 2)
-        return self.table[:, bucket]
+        found = self.table[:, bucket]
+        if not offset.dtype.is_floating_point:
+            return found
+        # A step that stands nowhere, seen where nobody could look, must not get any bucket.
+        return torch.where(offset.isfinite(), found, torch.nan)

@@ -7,7 +7,8 @@ and methods to override, which take `Positions` and do the mathematics.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from operator import index
+from typing import Any, ClassVar, Final, NamedTuple
 
 import torch
 from jaxtyping import Float, Num
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 
 from pe_core.encodings import EncodingOptions, Sizes
 from pe_core.model.config import ComputeConfig
-from pe_core.model.inputs import check_options, check_positions, check_steps
+from pe_core.model.inputs import check_heads, check_options, check_pairs, check_steps, has_table
 from pe_torch.call import Call
 from pe_torch.layers import initial_parameter
-from pe_torch.layout import describe, described
+from pe_torch.layout import as_arrays, describe, described
 from pe_torch.positions import (
     Positions,
     Rows,
@@ -29,6 +30,7 @@ from pe_torch.positions import (
 )
 
 Heads = Float[Tensor, "batch heads length d_head"]
+HEAD_AXES: Final = ("batch", "heads", "length", "d_head")
 
 
 class Encoding(nn.Module):
@@ -53,8 +55,13 @@ class Encoding(nn.Module):
         check_options(type(self).__name__, self.options_type, options, sizes)
         self.options: Any = options
         self.sizes = sizes
+        seed = None if seed is None else index(seed)
         for item in options.parameters(sizes):
             self.register_parameter(item.name, initial_parameter(item, seed, compute))
+        self._prepare_constants()
+
+    def _prepare_constants(self) -> None:
+        """Make what calls need and `torch.compile` could not trace."""
 
     def _for_layer(self, layer: int) -> Encoding:
         """Return what acts in a layer: itself, unless every layer has its own."""
@@ -113,6 +120,7 @@ class Additive(Encoding):
         Raises:
             UserValueError, UserTypeError: a shape, dtype or position that does not fit.
         """
+        as_arrays(x=x, positions=positions, mask=mask)
         check_steps(
             [self.options],
             self.sizes.d_model,
@@ -120,7 +128,7 @@ class Additive(Encoding):
             describe(positions),
             describe(mask),
         )
-        standing = locate(x, positions, mask, None)
+        standing = locate(x, positions, mask, None, by_table=has_table([self.options]))
         new = self.add(x, standing)
         return new if mask is None else torch.where(mask[..., None], new, x)
 
@@ -180,8 +188,9 @@ class QueryKey(Encoding):
     def _standing(self, x: Tensor, positions: Tensor | Positions | None) -> Positions:
         if isinstance(positions, Positions):
             return positions
+        as_arrays(x=x, positions=positions)
+        check_heads([self.options], self.sizes.d_head, HEAD_AXES, described(x), describe(positions))
         if positions is not None:
-            check_positions([self.options], described(positions), (x.shape[0], x.shape[2]))
             return as_positions(positions)
         length = x.shape[2]
         return Positions(torch.arange(length, device=x.device), counted=True, bound=length)
@@ -231,9 +240,14 @@ class LogitBias(Encoding):
         each: (heads, queries, keys) or (batch, heads, queries, keys), which
         `scaled_dot_product_attention` takes as `attn_mask`. It is 0 where a step has no position.
         """
+        if not isinstance(queries, Positions) or not isinstance(keys, Positions):
+            given = {
+                name: item.values if isinstance(item, Positions) else item
+                for name, item in (("queries", queries), ("keys", keys))
+            }
+            as_arrays(**given)
+            check_pairs([self.options], *(described(item) for item in given.values()))
         here, there = as_positions(queries), as_positions(keys)
-        for positions in (here, there):
-            check_positions([self.options], described(positions.values), None)
         return zero_unplaced(self.between(here, there), here, there)
 
     def between(self, queries: Positions, keys: Positions) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pe_core.encodings import Rotary
-from pe_torch.encodings.angles import sine_cosine
+from pe_torch.encodings.angles import Frequencies, sine_cosine
 from pe_torch.encodings.kinds import QueryKey
 from pe_torch.positions import Positions
 
@@ -27,16 +27,20 @@ class RotaryEncoding(QueryKey):
 
     options_type = Rotary
 
+    def _prepare_constants(self) -> None:
+        count = self.options.rotated(self.sizes) // 2
+        radians = np.power(self.options.base, -np.arange(count) / count)
+        self._frequencies = Frequencies(radians, self.options.base, count)
+
     def map_query(self, x: Tensor, positions: Positions) -> Tensor:
         """Return x (batch, heads, length, d_head) rotated at its positions."""
         rotated = self.options.rotated(self.sizes)
         count = rotated // 2
-        frequencies = np.power(self.options.base, -np.arange(count) / count)
         exact = x.dtype if x.dtype == torch.float64 else torch.float32
         # A head axis for positions of (batch, length).
         sine, cosine = (
             part.to(exact) if part.ndim == 2 else part.to(exact)[:, None]
-            for part in sine_cosine(positions, frequencies)
+            for part in sine_cosine(positions, self._frequencies)
         )
         wide = x.to(exact)
         turned, rest = wide[..., :rotated], wide[..., rotated:]
