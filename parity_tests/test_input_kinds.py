@@ -185,6 +185,13 @@ def test_torch_takes_tensors(name: str) -> None:
             call(array.tolist())
 
 
+@in_each_backend
+def test_steps_cannot_be_left_out(label: str) -> None:
+    for layer in (model(label, "default"), *layers_of_steps(label)):
+        with refused(TypeError, "x must be a ... got None"):
+            layer(None)
+
+
 def test_flax_takes_lists() -> None:
     live = model("flax", "default")
     x = small_batch(CONFIGS["default"]).inputs[:2, :4]
@@ -201,7 +208,8 @@ def test_flax_takes_lists() -> None:
     rotary: Any = pe_flax.RotaryEncoding(Rotary(), d_head=4)
     x = np.ones((2, 3, 1, 4), np.float32)
     assert np.array_equal(rotary.query(x.tolist(), [0, 1, 2]), rotary.query(x, at))
-    for wrong in ([[1.0], [1.0, 2.0]], "text", object(), {"a": 1}, torch.zeros(2, 4, 3)):
+    hidden = np.ma.array([0, 1, 2, 3], mask=[False, False, True, False])
+    for wrong in ([[1.0], [1.0, 2.0]], "text", hidden, object(), {"a": 1}, torch.zeros(2, 4, 3)):
         with refused(TypeError, "x must"):
             live(wrong)
         with refused(TypeError, "positions must"):

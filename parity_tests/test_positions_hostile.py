@@ -267,6 +267,21 @@ def test_uint64_beyond_int64_is_refused() -> None:
             output(column, small_config(encodings=(Sinusoidal(),)), positions=positions)
 
 
+def test_positions_have_gradients() -> None:
+    positions = np.array([0.0, -0.75, 2.5, -3.0, 1e6], np.float32)
+    exact = np.cos(positions.astype(np.float64))
+    theirs = pe_flax.SinusoidalEncoding(Sinusoidal(), d_model=2)
+    found = jax.grad(lambda p: theirs(jnp.zeros((1, 5, 2)), p)[..., 0].sum())(
+        jnp.asarray(positions)
+    )
+    assert np.abs(np.asarray(found) - exact).max() < 1e-5
+    live = torch.from_numpy(positions).requires_grad_()
+    ours = pe_torch.SinusoidalEncoding(Sinusoidal(), d_model=2)
+    ours(torch.zeros(1, 5, 2), live)[..., 0].sum().backward()
+    assert live.grad is not None
+    assert np.abs(live.grad.numpy() - exact).max() < 1e-5
+
+
 def test_a_table_answers_nan_where_it_cannot_look() -> None:
     layer = pe_torch.LearnedTableEncoding(LearnedTable(9), d_model=6, seed=0)
     x = torch.zeros(2, 3, 6)

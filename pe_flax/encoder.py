@@ -23,9 +23,9 @@ from pe_flax.call import Call, Taps
 from pe_flax.dropout import Dropout
 from pe_flax.encodings import Additive, Encoding, make_encoding
 from pe_flax.layers import LayerNorm, Linear, Table, zeros
-from pe_flax.layout import as_arrays, can_look, describe, described, put_arrays
+from pe_flax.layout import as_arrays, describe, described, put_arrays
 from pe_flax.pooling import Pool
-from pe_flax.positions import Positions, as_segments, locate, real_steps
+from pe_flax.positions import Positions, as_segments, can_read, locate, real_steps
 
 
 class FeedForward(nnx.Module):
@@ -339,7 +339,7 @@ def _held_tokens(tokens: Any, real: Array | None, rows: int) -> Array:
         return tokens if tokens.dtype.itemsize > 4 else tokens.astype(jnp.int32)
     outside = (tokens < 0) | (tokens >= rows)
     if outside.any():
-        if can_look(real):
+        if can_read(real):
             kept = tokens if real is None else np.where(np.asarray(real), tokens, 0)
             require_tokens_fit(rows, int(kept.min()), int(kept.max()))
         tokens = np.where(outside, -1, tokens.astype(np.int64))

@@ -5,7 +5,7 @@ only place that knows that a kernel is transposed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,9 @@ from jax import Array
 
 from pe_core.errors import UserTypeError
 from pe_core.model.inputs import Described
+
+# The arguments of public calls that cannot be left out.
+REQUIRED: Final = ("x", "queries", "keys")
 
 
 def canonical_variables(
@@ -56,11 +59,6 @@ def get_arrays(model: nnx.Module | Mapping[Any, Any]) -> dict[str, np.ndarray]:
     }
 
 
-def can_look(*items: Any) -> bool:
-    """Return whether the values of arrays can be read: not while they are traced."""
-    return not any(isinstance(item, jax.core.Tracer) for item in items)
-
-
 def described(x: Array | np.ndarray) -> Described:
     """Return shape, kind and dtype of an array."""
     kind = "f" if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype.kind
@@ -83,8 +81,15 @@ def as_arrays(**items: Any) -> tuple[Any, ...]:
 
 
 def _as_array(name: str, item: Any) -> Any:
-    if item is None or isinstance(item, jax.Array):
+    if isinstance(item, jax.Array) or (item is None and name not in REQUIRED):
         return item
+    if item is None:
+        raise UserTypeError(f"{name} must be a jax.Array or a numpy.ndarray, got None")
+    if isinstance(item, np.ma.MaskedArray):
+        raise UserTypeError(
+            f"{name} must be an array without a mask of its own, got a numpy.ma.MaskedArray; pass "
+            f"{name}.data, and mask for steps that are not real"
+        )
     if hasattr(item, "__jax_array__"):
         return jnp.asarray(item)
     if isinstance(item, list | tuple) and any(

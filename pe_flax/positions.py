@@ -13,7 +13,11 @@ from jaxtyping import Bool
 
 from pe_core.errors import UserTypeError
 from pe_core.model.inputs import require_finite_position, require_segment_fits
-from pe_flax.layout import can_look
+
+
+def can_read(x: Any) -> bool:
+    """Return whether the values of x, if any, may be looked at: not while JAX traces the call."""
+    return not isinstance(x, jax.core.Tracer)
 
 
 class Rows(NamedTuple):
@@ -143,7 +147,7 @@ def locate(
     if real is None:
         return Positions(_held(positions, by_table), real, segment_ids)
     values = positions if positions.ndim == 2 else positions[None]
-    if isinstance(values, np.ndarray) and can_look(real) and not _fits(values):
+    if isinstance(values, np.ndarray) and can_read(real) and not _fits(values):
         # Only then, for a mask on a GPU would be waited for.
         values = np.where(np.asarray(real), values, values.dtype.type(0))
     values = _held(values, by_table, placed=real)
@@ -172,7 +176,7 @@ def _held(positions: Any, by_table: bool, placed: Any = None) -> Any:
         wide = jnp.int64 if jax.config.read("jax_enable_x64") else jnp.int32
         if positions.dtype.itemsize < np.dtype(wide).itemsize:
             positions = positions.astype(wide)
-        elif can_look(positions):
+        elif can_read(positions):
             positions = np.asarray(positions)
         else:
             raise UserTypeError(
@@ -183,17 +187,17 @@ def _held(positions: Any, by_table: bool, placed: Any = None) -> Any:
         floating = jnp.issubdtype(positions.dtype, jnp.floating)
         if positions.dtype.itemsize < 4:
             positions = positions.astype(jnp.float32 if floating else jnp.int32)
-        look = floating and not by_table and can_look(positions, placed)
+        look = floating and not by_table and can_read(positions) and can_read(placed)
         if look and all(device.platform == "cpu" for device in positions.devices()):
             _require_somewhere(np.asarray(positions), placed)
         return positions
     if not jnp.issubdtype(positions.dtype, jnp.floating):
-        if can_look(placed):
+        if can_read(placed):
             _require_somewhere(positions, placed)
         positions = positions.astype(np.int64)
     else:
         positions = positions.astype(np.float64 if positions.dtype.itemsize > 4 else np.float32)
-        if can_look(placed) and not by_table:
+        if can_read(placed) and not by_table:
             _require_somewhere(positions, placed)
     return jnp.asarray(positions) if _fits(positions) else positions
 
@@ -249,7 +253,7 @@ def offsets(queries: Positions, keys: Positions) -> Any:
     of: Any = np if isinstance(here, np.ndarray) and isinstance(there, np.ndarray) else jnp
     if isinstance(here, np.ndarray) != isinstance(there, np.ndarray):
         # Only one fits into a type of JAX; in NumPy both have one of 64 bits.
-        if not can_look(here, there):
+        if not (can_read(here) and can_read(there)):
             raise UserTypeError(
                 "positions of queries or keys need 64 bits, which JAX has not for the others, that "
                 "are traced; pass both as NumPy arrays, or set jax_enable_x64"

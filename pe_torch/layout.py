@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from pe_core.errors import UserTypeError
 from pe_core.model.inputs import Described
+
+# The arguments of public calls that cannot be left out.
+REQUIRED: Final = ("x", "queries", "keys")
 
 
 def canonical_variables(model: nn.Module) -> dict[str, tuple[nn.Parameter, bool]]:
@@ -47,14 +50,16 @@ def from_numpy(array: np.ndarray) -> Tensor:
 
 
 def as_arrays(**items: Any) -> tuple[Any, ...]:
-    """Return the arguments, by their names, which are tensors or None.
+    """Return the arguments, by their names, which are tensors; None where one may be left out.
 
     Raises:
         UserTypeError: an array of NumPy, a list, or anything else.
     """
     for name, item in items.items():
-        if item is None or isinstance(item, Tensor):
+        if isinstance(item, Tensor) or (item is None and name not in REQUIRED):
             continue
+        if item is None:
+            raise UserTypeError(f"{name} must be a torch.Tensor, got None")
         kind = type(item)
         called = (
             kind.__name__
@@ -64,18 +69,6 @@ def as_arrays(**items: Any) -> tuple[Any, ...]:
         remedy = "torch.from_numpy" if isinstance(item, np.ndarray) else "torch.tensor"
         raise UserTypeError(f"{name} must be a torch.Tensor, got {called}; pass {remedy}({name})")
     return tuple(items.values())
-
-
-def can_look(*items: Tensor | None) -> bool:
-    """Return whether the values of tensors can be read: not while they are traced, nor when
-    `torch.func` has batched them.
-    """
-    if torch.compiler.is_compiling() or torch._C._is_tracing():
-        return False
-    return not any(
-        item is not None and (item.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(item))
-        for item in items
-    )
 
 
 def as_int64(x: Tensor) -> Tensor:

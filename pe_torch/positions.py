@@ -7,10 +7,31 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn import functional
 
 from pe_core.model.inputs import require_finite_position, require_segment_fits
-from pe_torch.layout import as_int64, can_look
+from pe_torch.layout import as_int64
+
+
+def can_read(x: Tensor) -> bool:
+    """Return whether the values of x may be looked at: not while torch compiles, exports, traces or
+    transforms the call, and not where a tensor has no values, on the meta device or fake.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or x.is_meta
+        or isinstance(x, FakeTensor)
+        # Levels of torch.func, such as vmap and grad, and modes such as those of make_fx.
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._functorch.is_functorch_wrapped_tensor(x)
+        or torch._is_functional_tensor(x)
+        or get_proxy_mode() is not None
+        # A CUDA graph records the call, during which the host cannot wait.
+        or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
 
 
 class Rows(NamedTuple):
@@ -129,7 +150,7 @@ def _held(positions: Tensor, by_table: bool) -> Tensor:
 
     Only what lies on the CPU is looked at: a look at a GPU would wait for it.
     """
-    look = positions.device.type == "cpu" and can_look(positions)
+    look = positions.device.type == "cpu" and can_read(positions)
     if positions.dtype.is_floating_point:
         if look and not by_table:
             bad = positions[~(positions.abs() < 2.0**63)]
@@ -152,7 +173,7 @@ def as_segments(segment_ids: Tensor | None) -> Tensor | None:
     if segment_ids is None:
         return None
     held = as_int64(segment_ids)
-    if held.device.type == "cpu" and can_look(held):
+    if held.device.type == "cpu" and can_read(held):
         require_segment_fits(int(held.max()))
     return held
 

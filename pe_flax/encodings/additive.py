@@ -13,8 +13,7 @@ from pe_core.encodings import LearnedTable, Sinusoidal
 from pe_core.model.inputs import require_positions_fit
 from pe_flax.encodings.angles import Frequencies, sine_cosine
 from pe_flax.encodings.kinds import Additive
-from pe_flax.layout import can_look
-from pe_flax.positions import Positions
+from pe_flax.positions import Positions, can_read
 
 
 class LearnedTableEncoding(Additive):
@@ -45,7 +44,7 @@ class LearnedTableEncoding(Additive):
             return x + _like(table[: x.shape[1]], x)
         if positions.bound is None or positions.bound > limit:
             # Padding may reach beyond the table, real steps may not.
-            if can_look(values, positions.placed):
+            if can_read(values) and can_read(positions.placed):
                 require_positions_fit(limit, values.min().item(), values.max().item())
             if isinstance(values, np.ndarray):
                 return x + _like(self._between(positions), x)

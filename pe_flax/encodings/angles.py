@@ -131,7 +131,9 @@ def _turns_in_32_bits(positions: Array, frequencies: Frequencies) -> Array:
         low = positions[..., None]
         return wrapped(low.astype(jnp.uint32) * first) + low.astype(jnp.float32) * after[0]
     # What floating point can hold beyond 2^32 has a word of its own; beyond 2^63, NaN.
-    size = jnp.abs(positions)[..., None]
+    before = positions[..., None] < 0
+    # Not abs, whose slope at 0 is 0.
+    size = jnp.where(before, -positions[..., None], positions[..., None])
     floor = jnp.floor(size)
     share = jnp.where(size < np.float32(2.0**63), size - floor, jnp.nan)
     upper = jnp.floor(floor * np.float32(2.0**-32))
@@ -140,4 +142,4 @@ def _turns_in_32_bits(positions: Array, frequencies: Frequencies) -> Array:
     turns = wrapped(product) + lower * after[0] + upper * (after[1] * np.float32(2.0**32))
     per_step = (frequencies.radians / (2 * np.pi)).astype(np.float32).reshape(lead)
     turns = turns + share * per_step
-    return jnp.where(positions[..., None] < 0, -turns, turns)
+    return jnp.where(before, -turns, turns)

@@ -13,8 +13,7 @@ from pe_core.encodings import LearnedTable, Sinusoidal
 from pe_core.model.inputs import require_positions_fit
 from pe_torch.encodings.angles import Frequencies, sine_cosine
 from pe_torch.encodings.kinds import Additive
-from pe_torch.layout import can_look
-from pe_torch.positions import Positions
+from pe_torch.positions import Positions, can_read
 
 
 class LearnedTableEncoding(Additive):
@@ -45,7 +44,7 @@ class LearnedTableEncoding(Additive):
             return x + self.table[: x.shape[1]].to(x.dtype)
         if positions.bound is None or positions.bound > limit:
             # Padding may reach beyond the table, real steps may not.
-            if can_look(values):
+            if can_read(values):
                 require_positions_fit(limit, values.min().item(), values.max().item())
             else:
                 inside = (values >= 0) & (values <= limit - 1)
