@@ -228,8 +228,9 @@ class FlaxBackend(Backend):
         return jnp.asarray(value)
 
     def arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        # As users give them: JAX would cut integers of 64 bits before any layer sees them.
-        return arguments
+        # Positions as users give them: JAX would cut those of 64 bits before any layer sees them.
+        given = {name: arguments[name] for name in ("positions",) if name in arguments}
+        return super().arguments(arguments) | given
 
     def numpy(self, value: Any) -> np.ndarray:
         return np.asarray(value.astype(jnp.float32) if value.dtype == jnp.bfloat16 else value)
