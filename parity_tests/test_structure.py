@@ -39,6 +39,8 @@ MIRROR_EXCEPTIONS = {
     "layout.py: as_int64": "JAX by default has no int64",
     "layout.py: from_numpy": "torch takes no other byte order",
     "layers.py: zeros": "torch.empty",
+    "layout.py: unwrap": "nothing wraps a Flax module",
+    "layout.py: canonical_name": "the same",
     "optimizer.py: Adam": "a torch.optim.Optimizer",
     "optimizer.py: require_plain": (
         "torch keeps the options of an optimizer with its state, optax does not"

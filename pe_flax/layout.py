@@ -50,13 +50,22 @@ def put_arrays(model: nnx.Module | Mapping[Any, Any], arrays: Mapping[str, np.nd
 
 
 def get_arrays(model: nnx.Module | Mapping[Any, Any]) -> dict[str, np.ndarray]:
-    """Return copies of the weights of a live module in the canonical layout, contiguous."""
+    """Return copies of the weights of a live module in the canonical layout, contiguous, in
+    float32, or float64 for float64.
+    """
     return {
-        name: np.ascontiguousarray(
-            np.asarray(variable[...]).T if transposed else np.array(variable[...])
+        name: np.array(
+            to_numpy(variable[...]).T if transposed else to_numpy(variable[...]), order="C"
         )
         for name, (variable, transposed) in canonical_variables(model).items()
     }
+
+
+def to_numpy(x: Array) -> np.ndarray:
+    """Return a copy as float64 for float64 and as float32 for any narrower dtype, which is exact;
+    files hold no other.
+    """
+    return np.array(x, np.float64 if x.dtype == jnp.float64 else np.float32)
 
 
 def described(x: Array | np.ndarray) -> Described:

@@ -17,13 +17,12 @@ from pe_core.errors import UserValueError
 from pe_core.model.parameters import parameters
 from pe_core.storage.model_directory import check_arrays
 from pe_core.training.state import COUNT, FIRST, SECOND, WEIGHTS, state_parts
-from pe_flax.encoder import SequenceClassifier
 from pe_flax.layout import canonical_variables, get_arrays, put_arrays
 from pe_flax.optimizer import AdamState
-from pe_flax.weights import load_arrays, to_arrays
+from pe_flax.weights import load_arrays, require_classifier, to_arrays
 
 
-def import_adam(model: SequenceClassifier, optimizer: nnx.Optimizer) -> dict[str, np.ndarray]:
+def import_adam(model: nnx.Module, optimizer: nnx.Optimizer) -> dict[str, np.ndarray]:
     """Return the state of an engine that goes on where a stock optimizer is, as `Engine.restore`
     takes it.
 
@@ -36,9 +35,11 @@ def import_adam(model: SequenceClassifier, optimizer: nnx.Optimizer) -> dict[str
             alone or in a chain.
 
     Raises:
+        TypeError: the model is no classifier.
         ValueError: the optimizer is another one, or its state is not that of one Adam over all
         weights.
     """
+    model = require_classifier(model)
     moments, counters = _adam(model, optimizer)
     counts = {name: int(counter[...]) for name, counter in counters.items()}
     if len(set(counts.values())) > 1:
@@ -55,7 +56,7 @@ def import_adam(model: SequenceClassifier, optimizer: nnx.Optimizer) -> dict[str
 
 
 def export_adam(
-    arrays: Mapping[str, np.ndarray], model: SequenceClassifier, optimizer: nnx.Optimizer
+    arrays: Mapping[str, np.ndarray], model: nnx.Module, optimizer: nnx.Optimizer
 ) -> tuple[str, ...]:
     """Put the state of an engine into a model and a stock optimizer, in place, and return the names
     of the counters that were set.
@@ -67,8 +68,10 @@ def export_adam(
             alone or in a chain.
 
     Raises:
+        TypeError: the model is no classifier.
         ValueError: the state is not that of this model, or the optimizer is another one.
     """
+    model = require_classifier(model)
     parts, count = state_parts(model.config, arrays)
     moments, counters = _adam(model, optimizer)
     load_arrays(model, parts[WEIGHTS])
@@ -79,9 +82,7 @@ def export_adam(
     return tuple(counters)
 
 
-def _adam(
-    model: SequenceClassifier, optimizer: nnx.Optimizer
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _adam(model: Any, optimizer: nnx.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
     """The two moments, and every counter by where it stands, once the optimizer is known to be a
     plain Adam over exactly the weights.
     """

@@ -19,7 +19,7 @@ from pe_torch.call import Call, Taps
 from pe_torch.dropout import Dropout
 from pe_torch.encodings import Additive, Encoding, PerLayer, make_encoding
 from pe_torch.layers import LayerNorm, Linear, Table
-from pe_torch.layout import as_arrays, as_int64, describe, described, put_arrays
+from pe_torch.layout import as_arrays, as_int64, describe, described, put_arrays, unwrap
 from pe_torch.pooling import Pool
 from pe_torch.positions import Positions, as_segments, locate, real_steps
 
@@ -176,7 +176,8 @@ class Encoder(nn.Module):
         state = self._add_encodings(state, steps, 0)
         if front is not None:
             # A step in front is real and has no position.
-            state = torch.cat([front.expand(state.shape[0], 1, -1), state], dim=1)
+            first = front.to(state.dtype).expand(state.shape[0], 1, -1)
+            state = torch.cat([first, state], dim=1)
             real = None if real is None else functional.pad(real, (1, 0), value=True)
             call = call._replace(
                 positions=steps.behind(1) if len(self.encodings) else steps, real=real
@@ -198,11 +199,12 @@ class Encoder(nn.Module):
 
     def _embed(self, x: Tensor, real: Tensor | None) -> Tensor:
         """Return the steps (batch, length, d_model); what padding holds does not enter."""
-        dtype = getattr(torch, self.compute.array_dtype)
         if isinstance(self.input, Linear):
+            dtype = self.input.weight.dtype
             x = x.to(dtype)
             x = x if real is None else x.masked_fill(~real[..., None], 0.0)
         else:
+            dtype = self.input.table.dtype
             x = as_int64(x) if real is None else as_int64(x).masked_fill(~real, 0)
         return cast(Tensor, self.input(x)).to(dtype)
 
@@ -261,12 +263,12 @@ class SequenceClassifier(nn.Module):
     @property
     def config(self) -> ModelConfig:
         """What the model is."""
-        return self.encoder.config
+        return cast(ModelConfig, unwrap(self.encoder).config)
 
     @property
     def compute(self) -> ComputeConfig:
         """How it is computed."""
-        return self.encoder.compute
+        return cast(ComputeConfig, unwrap(self.encoder).compute)
 
     def forward(
         self,
@@ -280,7 +282,7 @@ class SequenceClassifier(nn.Module):
         dropout_step: int | None = None,
     ) -> Float[Tensor, "batch *num_segments num_classes"]:
         """Return the logits, (batch, num_classes), or (batch, num_segments, num_classes) where
-        segment_ids are given.
+        segment_ids are given, in the dtype of the weights.
 
         Args:
             x: (batch, length, num_features) features or (batch, length) tokens.

@@ -16,13 +16,36 @@ from pe_core.model.inputs import Described
 REQUIRED: Final = ("x", "queries", "keys")
 
 
+# Where wrappers keep the module inside: torch.compile; DataParallel, DistributedDataParallel and
+# AveragedModel; checkpointed and sharded ones. Names of parameters have the same parts.
+WRAPPERS: Final = ("_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+
+
+def unwrap(model: Any) -> Any:
+    """Return the module inside all wrappers, or the object itself where it is none."""
+    while True:
+        parts = (getattr(model, name, None) for name in WRAPPERS)
+        inside = next((part for part in parts if isinstance(part, nn.Module)), None)
+        if inside is None:
+            return model
+        model = inside
+
+
+def canonical_name(name: str) -> str:
+    """Return the canonical name of a parameter from its name in a module, wrapped or not. A
+    classifier's encoder has no name of its own.
+    """
+    *parents, leaf = name.split(".")
+    parts = [part for part in parents if part not in WRAPPERS]
+    return ".".join([*(parts[1:] if parts[:1] == ["encoder"] else parts), leaf])
+
+
 def canonical_variables(model: nn.Module) -> dict[str, tuple[nn.Parameter, bool]]:
     """Return each parameter of a live module under its canonical name, and whether its layout is
-    the transposed one, which none is here. A classifier's encoder has no name of its own.
+    the transposed one, which none is here.
     """
     return {
-        name.removeprefix("encoder."): (parameter, False)
-        for name, parameter in model.named_parameters()
+        canonical_name(name): (parameter, False) for name, parameter in model.named_parameters()
     }
 
 
@@ -35,10 +58,11 @@ def put_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def get_arrays(model: nn.Module) -> dict[str, np.ndarray]:
-    """Return copies of the parameters of a live module in the canonical layout, contiguous."""
+    """Return copies of the parameters of a live module in the canonical layout, contiguous, in
+    float32, or float64 for float64.
+    """
     return {
-        name: parameter.detach().cpu().numpy().copy()
-        for name, (parameter, _) in canonical_variables(model).items()
+        name: to_numpy(parameter) for name, (parameter, _) in canonical_variables(model).items()
     }
 
 
@@ -76,6 +100,14 @@ def as_int64(x: Tensor) -> Tensor:
     these wrap.
     """
     return x.long()
+
+
+def to_numpy(x: Tensor) -> np.ndarray:
+    """Return a copy as float64 for float64 and as float32 for any narrower dtype, which is exact;
+    files hold no other.
+    """
+    wide = x.dtype if x.dtype == torch.float64 else torch.float32
+    return x.detach().to(wide).cpu().numpy().copy()
 
 
 def described(x: Tensor) -> Described:

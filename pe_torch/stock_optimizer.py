@@ -13,16 +13,13 @@ from torch import nn
 from pe_core.errors import UserValueError
 from pe_core.model.parameters import parameters
 from pe_core.training.state import COUNT, WEIGHTS, state_parts
-from pe_torch.encoder import SequenceClassifier
 from pe_torch.engine import MOMENTS
-from pe_torch.layout import canonical_variables
+from pe_torch.layout import canonical_name, canonical_variables, to_numpy
 from pe_torch.optimizer import require_plain
-from pe_torch.weights import load_arrays, to_arrays
+from pe_torch.weights import load_arrays, require_classifier, to_arrays
 
 
-def import_adam(
-    model: SequenceClassifier, optimizer: torch.optim.Optimizer
-) -> dict[str, np.ndarray]:
+def import_adam(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:
     """Return the state of an engine that goes on where a stock optimizer is, as `Engine.restore`
     takes it.
 
@@ -30,13 +27,15 @@ def import_adam(
     `TrainConfig` must say the same.
 
     Args:
-        model: the model in training.
+        model: the classifier in training, in a wrapper of torch or not.
         optimizer: a `torch.optim.Adam` or `AdamW` over the weights of the model.
 
     Raises:
+        TypeError: the model is no classifier.
         ValueError: the optimizer is another one, or its state is not that of one Adam over all
         weights.
     """
+    model = require_classifier(model)
     live = _weights(model, optimizer)
     keys = {"step", *MOMENTS.values()}
     states = {
@@ -66,12 +65,12 @@ def import_adam(
                 if states
                 else torch.zeros_like(live[item.name])
             )
-            arrays[f"adam/{kind}/{item.name}"] = moment.detach().cpu().numpy().copy()
+            arrays[f"adam/{kind}/{item.name}"] = to_numpy(moment)
     return arrays | {COUNT: np.array(int(max(steps.values(), default=0)), np.int64)}
 
 
 def export_adam(
-    arrays: Mapping[str, np.ndarray], model: SequenceClassifier, optimizer: torch.optim.Optimizer
+    arrays: Mapping[str, np.ndarray], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[str, ...]:
     """Put the state of an engine into a model and a stock optimizer, in place, and return the names
     of the counters that were set.
@@ -80,12 +79,14 @@ def export_adam(
 
     Args:
         arrays: as `Engine.state` returns it.
-        model: gets the weights, in its dtype.
+        model: a classifier, in a wrapper of torch or not, that gets the weights in its dtype.
         optimizer: a `torch.optim.Adam` or `AdamW` over the weights of the model.
 
     Raises:
+        TypeError: the model is no classifier.
         ValueError: the state is not that of this model, or the optimizer is another one.
     """
+    model = require_classifier(model)
     parts, count = state_parts(model.config, arrays)
     live = _weights(model, optimizer)
     load_arrays(model, parts[WEIGHTS])
@@ -114,9 +115,7 @@ def export_adam(
     return tuple(counters)
 
 
-def _weights(
-    model: SequenceClassifier, optimizer: torch.optim.Optimizer
-) -> dict[str, nn.Parameter]:
+def _weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
     """The weights by name, once the optimizer is known to be a plain Adam over exactly them."""
     if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         raise UserValueError(
@@ -138,7 +137,7 @@ def _weights(
                     "the model's;"
                     " make it over model.named_parameters()"
                 )
-            saved = names[id(weight)] if label is None else label.removeprefix("encoder.")
+            saved = names[id(weight)] if label is None else canonical_name(label)
             if saved != names[id(weight)]:
                 raise UserValueError(
                     f"the state of {names[id(weight)]} was saved for {saved}; torch loads by index:"

@@ -7,19 +7,58 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from torch import nn
 
+from pe_core.errors import UserTypeError, UserValueError
 from pe_core.model.config import ComputeConfig, ModelConfig
-from pe_core.model.parameters import parameters
+from pe_core.model.parameters import encoder_parameters, parameters
 from pe_core.storage.model_directory import SavedModel, check_arrays, load_model, save_model
 from pe_torch.encoder import Encoder, SequenceClassifier
-from pe_torch.layout import get_arrays, put_arrays
+from pe_torch.layout import get_arrays, put_arrays, unwrap
 
 
-def to_arrays(model: Encoder | SequenceClassifier) -> dict[str, np.ndarray]:
-    """Return copies of the weights under their canonical names, float32 or float64."""
-    live = get_arrays(model)
-    order = [item.name for item in parameters(model.config) if item.name in live]
-    return {name: live[name] for name in order}
+def require_classifier(model: nn.Module) -> SequenceClassifier:
+    """Return the classifier inside all wrappers of torch, such as that of torch.compile.
+
+    Raises:
+        UserTypeError: it is none.
+    """
+    inside = unwrap(model)
+    if not isinstance(inside, SequenceClassifier):
+        found = type(model).__name__
+        if inside is not model:
+            found += f" around {type(inside).__name__}"
+        raise UserTypeError(
+            f"a SequenceClassifier of pe_torch is needed, got {found}; pass one, in a wrapper of "
+            "torch or not"
+        )
+    return inside
+
+
+def to_arrays(model: nn.Module) -> dict[str, np.ndarray]:
+    """Return copies of the weights under their canonical names: float64 for float64, and float32
+    for any narrower dtype.
+
+    Args:
+        model: an encoder or classifier, in a wrapper of torch or not.
+
+    Raises:
+        UserTypeError: it is another object.
+        UserValueError: one of its weights is gone, replaced by other parameters.
+    """
+    inside = unwrap(model)
+    if isinstance(inside, Encoder):
+        items = encoder_parameters(inside.config)
+    else:
+        items = parameters(require_classifier(model).config)
+    live = get_arrays(inside)
+    missing = [item.name for item in items if item.name not in live]
+    if missing:
+        raise UserValueError(
+            f"the model has no weight {', '.join(missing)}; undo what replaced it, such as a "
+            "parametrization"
+        )
+    return {item.name: live[item.name] for item in items}
 
 
 def from_arrays(
@@ -35,19 +74,27 @@ def from_arrays(
     return model.eval()
 
 
-def load_arrays(model: SequenceClassifier, arrays: Mapping[str, np.ndarray]) -> None:
-    """Put the weights into a live model, in place.
+def load_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
+    """Put the weights into a live model, in place and in its dtype.
 
     Raises:
+        UserTypeError: it is no classifier, in a wrapper of torch or not.
         ValueError: missing, unexpected and misshapen names, reported together.
     """
-    check_arrays(parameters(model.config), arrays, "the dictionary of arrays")
-    put_arrays(model, arrays)
+    inside = require_classifier(model)
+    check_arrays(parameters(inside.config), arrays, "the dictionary of arrays")
+    put_arrays(inside, arrays)
 
 
-def save(model: SequenceClassifier, directory: str | os.PathLike[str], **details: Any) -> None:
-    """Write a model directory; details such as class_names are kept in its config.json."""
-    save_model(directory, SavedModel(model.config, to_arrays(model), details))
+def save(model: nn.Module, directory: str | os.PathLike[str], **details: Any) -> None:
+    """Write a model directory; details such as class_names are kept in its config.json. Weights
+    narrower than float32 are stored as float32.
+
+    Raises:
+        UserTypeError: it is no classifier, in a wrapper of torch or not.
+    """
+    inside = require_classifier(model)
+    save_model(directory, SavedModel(inside.config, to_arrays(inside), details))
 
 
 def load(
