@@ -66,6 +66,9 @@ class Adam(torch.optim.AdamW):
             weight_decay=weight_decay,
             fused=None if stock else True,
         )
+        # A gradient scaler then divides the gradients before this step, and leaves the step out
+        # where one is not finite; torch's kernel would do both after clipping and counting.
+        self._step_supports_amp_scaling = False
         self.schedule = schedule
         self.max_gradient_norm = max_gradient_norm
         self.stock = stock
