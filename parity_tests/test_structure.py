@@ -39,8 +39,12 @@ MIRROR_EXCEPTIONS = {
     "layout.py: as_int64": "JAX by default has no int64",
     "layout.py: from_numpy": "torch takes no other byte order",
     "layers.py: zeros": "torch.empty",
+    "layers.py: under_autocast": "autocast is torch's",
+    "layers.py: without_autocast": "the same",
+    "layers.py: widened": "one expression in each place of Flax",
     "layout.py: unwrap": "nothing wraps a Flax module",
     "layout.py: canonical_name": "the same",
+    "positions.py: is_captured": "CUDA graphs are recorded by hand in torch",
     "optimizer.py: Adam": "a torch.optim.Optimizer",
     "optimizer.py: require_plain": (
         "torch keeps the options of an optimizer with its state, optax does not"

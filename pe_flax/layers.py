@@ -15,6 +15,7 @@ from pe_core.model.config import LAYER_NORM_EPSILON, ComputeConfig
 from pe_core.model.initial import draw
 from pe_core.model.inputs import require_tokens_fit
 from pe_core.model.laws import Constant, Normal, Parameter, Uniform, Values, XavierUniform
+from pe_flax.positions import can_read
 
 
 class Linear(nnx.Module):
@@ -50,13 +51,9 @@ class Table(nnx.Module):
         the table cannot raise and gives NaN.
         """
         rows = self.table.shape[0]
-        if not isinstance(tokens, jax.core.Tracer):
+        if can_read(tokens):
             require_tokens_fit(rows, int(tokens.min()), int(tokens.max()))
-        return (
-            self.table[...]
-            .at[jnp.where(tokens >= 0, tokens, rows)]
-            .get(mode="fill", fill_value=jnp.nan)
-        )
+        return rows_or_nan(tokens, self.table[...])
 
 
 class LayerNorm(nnx.Module):
@@ -75,6 +72,15 @@ class LayerNorm(nnx.Module):
             centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON) * self.scale[...][lead]
             + self.bias[...][lead]
         )
+
+
+def rows_or_nan(index: Array, table: Array) -> Array:
+    """Return the rows of a table at whole numbers; NaN outside the table, which a silent clamp
+    would hide.
+    """
+    # A negative number would count from the end.
+    index = jnp.where(index >= 0, index, table.shape[0])
+    return table.at[index].get(mode="fill", fill_value=jnp.nan)
 
 
 def zeros(shape: tuple[int, ...], compute: ComputeConfig) -> Array:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from pe_core.model.config import MASKED_LOGIT, ComputeConfig, ModelConfig
 from pe_core.model.inputs import require_num_segments
 from pe_flax.layers import zeros
+from pe_flax.positions import can_read
 
 
 class Pool(nnx.Module):
@@ -53,7 +54,7 @@ class Pool(nnx.Module):
             return self._pool(x, member)[:, 0]
         if num_segments is None:
             num_segments = require_num_segments(
-                None if isinstance(segment_ids, jax.core.Tracer) else int(segment_ids.max())
+                int(segment_ids.max()) if can_read(segment_ids) else None
             )
         numbers = jnp.arange(1, num_segments + 1, dtype=segment_ids.dtype)
         return self._pool(x, member & (segment_ids[:, None] == numbers[None, :, None]))

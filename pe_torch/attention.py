@@ -22,8 +22,8 @@ from pe_torch.encodings.kinds import (
     Steps,
     Terms,
 )
-from pe_torch.layers import Linear
-from pe_torch.positions import Rows
+from pe_torch.layers import Linear, widened, without_autocast
+from pe_torch.positions import Rows, can_read
 
 # Float32 numbers in the widest vector of a CPU.
 SHORT_ROW: Final = 16
@@ -54,9 +54,10 @@ def attend(
         rows_per_block: query rows at a time; each block is computed again in the backward pass.
     """
     length = query.shape[2]
-    exact = query.dtype if query.dtype == torch.float64 else torch.float32
+    exact = widened(query.dtype)
     query, key = query.to(exact) * scale, key.to(exact).transpose(-1, -2)
-    whole = rows_per_block is None or rows_per_block >= length
+    # An exported program has one graph for all lengths, and their number of blocks differs.
+    whole = rows_per_block is None or torch.compiler.is_exporting() or rows_per_block >= length
 
     def tap(name: str, array: Tensor) -> None:
         if whole:
@@ -85,7 +86,9 @@ def attend(
         tap("mixed", mixed)
         return mixed
 
-    return by_blocks(block, length, None if whole else rows_per_block)
+    # Autocast would take the logits in half precision, where MASKED_LOGIT has no value.
+    with without_autocast(query):
+        return by_blocks(block, length, None if whole else rows_per_block)
 
 
 def by_blocks(
@@ -108,7 +111,8 @@ def _softmax(
     """Return the softmax over the visible keys, zeros where there is none."""
     if visible is not None:
         logits = logits.masked_fill(~visible, MASKED_LOGIT)
-    if logits.shape[-1] >= SHORT_ROW:
+    # A traced call may serve rows of any length.
+    if not can_read(logits) or logits.shape[-1] >= SHORT_ROW:
         weights = logits.softmax(dim=-1)
     else:
         # torch's kernel on a CPU takes a row shorter than its vectors number by number, three times

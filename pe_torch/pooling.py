@@ -7,6 +7,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from pe_core.model.config import MASKED_LOGIT, ComputeConfig, ModelConfig
+from pe_core.model.inputs import require_num_segments
+from pe_torch.layers import widened, without_autocast
+from pe_torch.positions import can_read
 
 
 class Pool(nn.Module):
@@ -52,7 +55,9 @@ class Pool(nn.Module):
         if segment_ids is None:
             return self._pool(x, member)[:, 0]
         if num_segments is None:
-            num_segments = int(segment_ids.max())
+            num_segments = require_num_segments(
+                int(segment_ids.max()) if can_read(segment_ids) else None
+            )
         numbers = torch.arange(1, num_segments + 1, device=x.device)
         return self._pool(x, member & (segment_ids[:, None] == numbers[:, None]))
 
@@ -64,16 +69,20 @@ class Pool(nn.Module):
         if self.kind == "max":
             first = x[:, None].masked_fill(~member[..., None], -torch.inf).argmax(dim=2)
             return x.gather(1, first) * member.any(dim=2)[..., None]
+        exact = widened(x.dtype)
         if self.kind == "mean":
-            shares = member.to(x.dtype) / member.sum(dim=2, keepdim=True).clamp(min=1)
+            shares = member.to(exact) / member.sum(dim=2, keepdim=True).clamp(min=1)
         elif self.kind == "last":
             shares = member & (member.flip(2).cumsum(dim=2).flip(2) == 1)
         else:
-            shares = self._attention_weights(x, member)
-        return shares.to(x.dtype) @ x
+            shares = self._attention_weights(x.to(exact), member)
+        with without_autocast(x):
+            return (shares.to(exact) @ x.to(exact)).to(x.dtype)
 
     def _attention_weights(self, x: Tensor, member: Tensor) -> Tensor:
         assert self.query is not None
-        scores = (x @ self.query * x.shape[-1] ** -0.5)[:, None].expand(member.shape)
+        with without_autocast(x):
+            scores = x @ self.query.to(x.dtype)
+        scores = (scores * x.shape[-1] ** -0.5)[:, None].expand(member.shape)
         weights = scores.masked_fill(~member, MASKED_LOGIT).softmax(dim=-1)
         return weights * member.any(dim=-1, keepdim=True)

@@ -21,7 +21,7 @@ def can_read(x: Tensor) -> bool:
     """
     return not (
         torch.compiler.is_compiling()
-        or torch._C._is_tracing()
+        or torch._C._get_tracing_state() is not None
         or x.is_meta
         or isinstance(x, FakeTensor)
         # Levels of torch.func, such as vmap and grad, and modes such as those of make_fx.
@@ -29,9 +29,13 @@ def can_read(x: Tensor) -> bool:
         or torch._C._functorch.is_functorch_wrapped_tensor(x)
         or torch._is_functional_tensor(x)
         or get_proxy_mode() is not None
-        # A CUDA graph records the call, during which the host cannot wait.
-        or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+        or is_captured(x)
     )
+
+
+def is_captured(x: Tensor) -> bool:
+    """Return whether a CUDA graph records the call, during which the host cannot wait."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 class Rows(NamedTuple):

@@ -97,7 +97,8 @@ def check_positions(
             raise UserValueError(
                 f"positions must have shape (length,) or (batch, length), got {positions.shape}"
             )
-    elif positions.shape != steps[1:]:
+    elif positions.shape not in (steps[1:], steps):
+        # The line is written where it is needed: writing a size fixes it in an exported program.
         _check_steps("positions", positions.shape, *steps, also=f" or ({steps[1]},)")
 
 

@@ -13,6 +13,7 @@ from pe_core.encodings import LearnedTable, Sinusoidal
 from pe_core.model.inputs import require_positions_fit
 from pe_flax.encodings.angles import Frequencies, sine_cosine
 from pe_flax.encodings.kinds import Additive
+from pe_flax.layers import rows_or_nan
 from pe_flax.positions import Positions, can_read
 
 
@@ -50,11 +51,11 @@ class LearnedTableEncoding(Additive):
                 return x + _like(self._between(positions), x)
             values = jnp.where((values >= 0) & (values <= limit - 1), values, limit)
         if not jnp.issubdtype(values.dtype, jnp.floating):
-            return x + _like(_rows(table, values), x)
+            return x + _like(rows_or_nan(values, table), x)
         floor = jnp.floor(values).astype(jnp.int32)
         above = jnp.where(floor == limit - 1, floor, floor + 1)
         share = (values - floor.astype(values.dtype)).astype(table.dtype)[..., None]
-        low, high = _rows(table, floor), _rows(table, above)
+        low, high = rows_or_nan(floor, table), rows_or_nan(above, table)
         return x + _like(low + share * (high - low), x)
 
     def _between(self, positions: Positions) -> Array:
@@ -111,8 +112,3 @@ class SinusoidalEncoding(Additive):
 def _like(rows: Array, x: Array) -> Array:
     """Give rows of (length, width) the batch axis and the dtype of x; no rank is promoted."""
     return rows.astype(x.dtype) if rows.ndim == x.ndim else rows.astype(x.dtype)[None]
-
-
-def _rows(table: Array, positions: Array) -> Array:
-    """Return the rows of the positions; NaN outside the table, which a silent clamp would hide."""
-    return table.at[positions].get(mode="fill", fill_value=jnp.nan)

@@ -12,6 +12,8 @@ from torch import Tensor
 from pe_torch.positions import Positions
 
 PI: Final = Decimal("3.141592653589793238462643383279502884197169399375105820974944592")
+# Kinds of devices that have no float64.
+WITHOUT_FLOAT64: Final = frozenset({"mps"})
 
 
 class Frequencies:
@@ -40,19 +42,27 @@ class Frequencies:
         self.low = torch.from_numpy(np.array([(turn % 2**64) / 2**128 for turn in turns]))
 
 
-def sine_cosine(positions: Positions, frequencies: Frequencies) -> tuple[Tensor, Tensor]:
-    """Return sine and cosine of position times frequency in float64, (..., length, count) each.
+def sine_cosine(
+    positions: Positions, frequencies: Frequencies, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return sine and cosine of position times frequency, (..., length, count) each. They are taken
+    in float64, on the CPU where the device has none.
 
     Args:
         positions: where the steps stand, integer or floating point.
         frequencies: in radians and in turns per step.
+        dtype: of the results.
     """
     values = positions.values
+    device = values.device
+    if device.type in WITHOUT_FLOAT64:
+        values = values.cpu()
     if positions.bound is not None:
         angles = values.double()[..., None] * frequencies.radians.to(values.device)
     else:
         angles = _turns(values, frequencies) * (2 * np.pi)
-    return angles.sin(), angles.cos()
+    sine, cosine = angles.sin().to(dtype), angles.cos().to(dtype)
+    return sine.to(device), cosine.to(device)
 
 
 def _turns(values: Tensor, frequencies: Frequencies) -> Tensor:

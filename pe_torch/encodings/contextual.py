@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pe_core.encodings import Shaw
 from pe_torch.call import Call
 from pe_torch.encodings.kinds import Contextual, Steps, Terms
+from pe_torch.layers import widened
 from pe_torch.positions import Rows, offsets, zero_unplaced
 
 
@@ -44,6 +45,8 @@ class ShawEncoding(Contextual):
 
         def mix(rows: Rows, weights: Tensor, visible: Tensor | None) -> Tensor:
             weights = zero_unplaced(weights, there.rows(rows), there)
+            # In bfloat16 a sum stops to grow once each weight is below its last bit.
+            weights = weights.to(widened(weights.dtype))
             shape = (*weights.shape[:-1], 2 * furthest + 1)
             sums = torch.zeros(shape, dtype=weights.dtype, device=weights.device)
             sums = sums.scatter_add(-1, index(rows).expand(weights.shape), weights)

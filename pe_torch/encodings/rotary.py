@@ -9,6 +9,7 @@ from torch import Tensor
 from pe_core.encodings import Rotary
 from pe_torch.encodings.angles import Frequencies, sine_cosine
 from pe_torch.encodings.kinds import QueryKey
+from pe_torch.layers import widened
 from pe_torch.positions import Positions
 
 
@@ -36,11 +37,11 @@ class RotaryEncoding(QueryKey):
         """Return x (batch, heads, length, d_head) rotated at its positions."""
         rotated = self.options.rotated(self.sizes)
         count = rotated // 2
-        exact = x.dtype if x.dtype == torch.float64 else torch.float32
+        exact = widened(x.dtype)
         # A head axis for positions of (batch, length).
         sine, cosine = (
-            part.to(exact) if part.ndim == 2 else part.to(exact)[:, None]
-            for part in sine_cosine(positions, self._frequencies)
+            part if part.ndim == 2 else part[:, None]
+            for part in sine_cosine(positions, self._frequencies, exact)
         )
         wide = x.to(exact)
         turned, rest = wide[..., :rotated], wide[..., rotated:]
