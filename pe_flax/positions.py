@@ -20,11 +20,6 @@ def can_read(x: Any) -> bool:
     return not isinstance(x, jax.core.Tracer)
 
 
-def can_read(x: Any) -> bool:
-    """Return whether the values of x may be looked at: not while JAX traces the call."""
-    return not isinstance(x, jax.core.Tracer)
-
-
 class Rows(NamedTuple):
     """A block of query rows; where blocks run in a loop, the start is traced."""
 

@@ -23,7 +23,7 @@ from pe_torch.encodings.kinds import (
     Terms,
 )
 from pe_torch.layers import Linear, widened, without_autocast
-from pe_torch.positions import Rows, can_read
+from pe_torch.positions import Rows
 
 # Float32 numbers in the widest vector of a CPU.
 SHORT_ROW: Final = 16
@@ -111,8 +111,9 @@ def _softmax(
     """Return the softmax over the visible keys, zeros where there is none."""
     if visible is not None:
         logits = logits.masked_fill(~visible, MASKED_LOGIT)
-    # A traced call may serve rows of any length.
-    if not can_read(logits) or logits.shape[-1] >= SHORT_ROW:
+    length = logits.shape[-1]
+    # What is traced with a length that is not known serves rows of any length.
+    if torch.compiler.is_compiling() or type(length) is not int or length >= SHORT_ROW:
         weights = logits.softmax(dim=-1)
     else:
         # torch's kernel on a CPU takes a row shorter than its vectors number by number, three times

@@ -18,6 +18,8 @@ from pe_torch.positions import can_read
 
 def under_autocast(x: Tensor) -> bool:
     """Return whether autocast is on for the device of x."""
+    if not torch._C._is_any_autocast_enabled():
+        return False
     kind = x.device.type
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
@@ -87,11 +89,10 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x normalised over its last axis, in the dtype of the weight."""
-        if x.dtype != self.weight.dtype:
-            x = x.to(self.weight.dtype)
-        return functional.layer_norm(
-            x, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPSILON
-        )
+        weight = self.weight
+        if x.dtype != weight.dtype:
+            x = x.to(weight.dtype)
+        return functional.layer_norm(x, weight.shape, weight, self.bias, LAYER_NORM_EPSILON)
 
 
 def rows_or_nan(index: Tensor, table: Tensor) -> Tensor:

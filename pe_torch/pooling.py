@@ -69,20 +69,20 @@ class Pool(nn.Module):
         if self.kind == "max":
             first = x[:, None].masked_fill(~member[..., None], -torch.inf).argmax(dim=2)
             return x.gather(1, first) * member.any(dim=2)[..., None]
-        exact = widened(x.dtype)
-        if self.kind == "mean":
-            shares = member.to(exact) / member.sum(dim=2, keepdim=True).clamp(min=1)
-        elif self.kind == "last":
-            shares = member & (member.flip(2).cumsum(dim=2).flip(2) == 1)
-        else:
-            shares = self._attention_weights(x.to(exact), member)
+        # Softmax, shares and sums are float32 at least, under autocast too.
         with without_autocast(x):
-            return (shares.to(exact) @ x.to(exact)).to(x.dtype)
+            wide = x.to(widened(x.dtype))
+            if self.kind == "mean":
+                shares = member.to(wide.dtype) / member.sum(dim=2, keepdim=True).clamp(min=1)
+            elif self.kind == "last":
+                shares = member & (member.flip(2).cumsum(dim=2).flip(2) == 1)
+            else:
+                shares = self._attention_weights(wide, member)
+            return (shares.to(wide.dtype) @ wide).to(x.dtype)
 
     def _attention_weights(self, x: Tensor, member: Tensor) -> Tensor:
         assert self.query is not None
-        with without_autocast(x):
-            scores = x @ self.query.to(x.dtype)
-        scores = (scores * x.shape[-1] ** -0.5)[:, None].expand(member.shape)
+        query = self.query.to(x.dtype)
+        scores = (x @ query * x.shape[-1] ** -0.5)[:, None].expand(member.shape)
         weights = scores.masked_fill(~member, MASKED_LOGIT).softmax(dim=-1)
         return weights * member.any(dim=-1, keepdim=True)

@@ -53,6 +53,9 @@ class ShawEncoding(Contextual):
         def mix(rows: Rows, weights: Array, visible: Array | None) -> Array:
             values = self.values[...].astype(steps.value.dtype)
             weights = zero_unplaced(weights, there.rows(rows), there)
+            # In bfloat16 a sum stops growing once each weight is below its last bit.
+            wide = weights.dtype if weights.dtype == jnp.float64 else jnp.float32
+            weights = weights.astype(wide)
             sums = jnp.zeros((*weights.shape[:-1], 2 * furthest + 1), weights.dtype)
             lead = jnp.indices(weights.shape, sparse=True)[:-1]
             sums = sums.at[(*lead, index(rows, weights.shape))].add(weights)

@@ -56,13 +56,13 @@ def sine_cosine(
     values = positions.values
     device = values.device
     if device.type in WITHOUT_FLOAT64:
-        values = values.cpu()
+        found = sine_cosine(positions._replace(values=values.cpu()), frequencies, dtype)
+        return found[0].to(device), found[1].to(device)
     if positions.bound is not None:
-        angles = values.double()[..., None] * frequencies.radians.to(values.device)
+        angles = values.double()[..., None] * frequencies.radians.to(device)
     else:
         angles = _turns(values, frequencies) * (2 * np.pi)
-    sine, cosine = angles.sin().to(dtype), angles.cos().to(dtype)
-    return sine.to(device), cosine.to(device)
+    return angles.sin().to(dtype), angles.cos().to(dtype)
 
 
 def _turns(values: Tensor, frequencies: Frequencies) -> Tensor:

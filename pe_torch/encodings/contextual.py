@@ -45,7 +45,7 @@ class ShawEncoding(Contextual):
 
         def mix(rows: Rows, weights: Tensor, visible: Tensor | None) -> Tensor:
             weights = zero_unplaced(weights, there.rows(rows), there)
-            # In bfloat16 a sum stops to grow once each weight is below its last bit.
+            # In bfloat16 a sum stops growing once each weight is below its last bit.
             weights = weights.to(widened(weights.dtype))
             shape = (*weights.shape[:-1], 2 * furthest + 1)
             sums = torch.zeros(shape, dtype=weights.dtype, device=weights.device)
