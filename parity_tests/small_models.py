@@ -47,3 +47,12 @@ def steps_and_logits(
 
 def near(a: np.ndarray, b: np.ndarray, column: str, quantity: Any = "tap") -> bool:
     return distance(a, b, b) <= BUDGETS[quantity, PRECISION[column]].bound
+
+
+def assert_near(found: Any, exact: Any, kind: Any = "tap", precision: Any = "float32") -> None:
+    """Hold arrays of any framework against each other within the budget of a kind of quantity."""
+    one, other = (
+        np.asarray(item.detach().double() if hasattr(item, "detach") else item)
+        for item in (found, exact)
+    )
+    assert distance(one, other, other) <= BUDGETS[kind, precision].bound

@@ -18,10 +18,10 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2BertSelfAttention
 
 from parity_tests.cases import BACKENDS, BATCH, LENGTH, perturbed_arrays, small_batch, small_config
+from parity_tests.small_models import assert_near
 from pe_core import ComputeConfig, ModelConfig
 from pe_core.encodings import Rotary, Shaw, Sizes, T5Bias
 from pe_core.model.random import derive, normal, uniform
-from pe_parity.budgets import budget, distance
 from pe_parity.reference import encode
 from pe_parity.reference.bias import T5BiasFormula
 from pe_parity.reference.rotary import rotate
@@ -35,10 +35,6 @@ IMPLEMENTATIONS: list[tuple[str, Any]] = [
     *((name, precision) for name in BACKENDS for precision in ("float64", "float32")),
 ]
 everyone = pytest.mark.parametrize(("name", "precision"), IMPLEMENTATIONS)
-
-
-def assert_near(found: np.ndarray, theirs: np.ndarray, precision: str) -> None:
-    assert distance(found, theirs, theirs) <= budget("tap", precision).bound
 
 
 def drawn(shape: tuple[int, ...], precision: str, number: int = 0) -> np.ndarray:
@@ -123,7 +119,7 @@ def test_rotary(
     angles = np.atleast_2d(positions)[..., None] * options.base ** -(np.arange(count) / count)
     found = rotated(name, precision, options, x, positions)
     for theirs in their_rotations(options, *map(torch.from_numpy, (x.astype(float), angles))):
-        assert_near(found, theirs.numpy(), precision)
+        assert_near(found, theirs.numpy(), precision=precision)
 
 
 @pytest.mark.parametrize("positions", POSITIONS.values(), ids=POSITIONS)
@@ -146,7 +142,7 @@ def test_frequencies_of_rotary_layers(options: Rotary, d_head: int, positions: n
         layer = x_transformers.RotaryEmbedding(options.rotated(Sizes(d_head)), base=options.base)
         theirs = x_transformers.apply_rotary_pos_emb(torch.from_numpy(x), *layer(where))
     ours = rotated("reference", "float64", options, x.astype(np.float64), positions)
-    assert_near(theirs.numpy(), ours, "float32")
+    assert_near(theirs.numpy(), ours, precision="float32")
 
 
 def test_rotary_of_the_paper() -> None:
@@ -162,7 +158,7 @@ def test_rotary_of_the_paper() -> None:
             turn = complex(np.cos(angle), np.sin(angle))
             products[batch, head, i, j] += (left * right.conjugate() * turn).real
     maps = [rotate(options, x, positions[:, None]) for x in (query, key)]
-    assert_near(maps[0] @ maps[1].swapaxes(-1, -2), products, "float64")
+    assert_near(maps[0] @ maps[1].swapaxes(-1, -2), products, precision="float64")
 
 
 # --- T5 ---
@@ -203,8 +199,8 @@ def test_t5_bias(num_buckets: int, max_distance: int, name: str, precision: Any)
         1.0, num_buckets=num_buckets, max_distance=max_distance, heads=heads
     )
     t5.relative_attention_bias.weight = other.relative_attention_bias.weight = weight
-    assert_near(found, t5.compute_bias(150, 150)[0].detach().numpy(), precision)
-    assert_near(found, other(150, 150).detach().numpy(), precision)
+    assert_near(found, t5.compute_bias(150, 150)[0].detach().numpy(), precision=precision)
+    assert_near(found, other(150, 150).detach().numpy(), precision=precision)
 
 
 @everyone
@@ -238,9 +234,9 @@ def test_t5_attention(name: str, precision: Any) -> None:
     with torch.no_grad():
         output, _, weights = theirs(*map(torch.from_numpy, (x, hidden)))
     per_query = found["weights"].swapaxes(1, 2)[mask]
-    assert_near(per_query, weights.transpose(1, 2).numpy()[mask], precision)
+    assert_near(per_query, weights.transpose(1, 2).numpy()[mask], precision=precision)
     output = output + arrays["layers.0.attention.out.bias"].double()
-    assert_near(found["output"][mask], output.numpy()[mask], precision)
+    assert_near(found["output"][mask], output.numpy()[mask], precision=precision)
 
 
 @everyone
@@ -292,8 +288,8 @@ def test_shaw_keys(max_distance: int, masked: bool, name: str, precision: Any) -
         output, weights = wav2vec2_bert(config, max_distance)(*map(torch.from_numpy, (x, hidden)))
     # Padded queries see offsets there and none here; nothing reads them.
     per_query = found["weights"].swapaxes(1, 2)[mask]
-    assert_near(per_query, weights.transpose(1, 2).numpy()[mask], precision)
-    assert_near(found["output"][mask], output.numpy()[mask], precision)
+    assert_near(per_query, weights.transpose(1, 2).numpy()[mask], precision=precision)
+    assert_near(found["output"][mask], output.numpy()[mask], precision=precision)
 
 
 @everyone
@@ -316,5 +312,5 @@ def test_shaw_of_the_paper(max_distance: int, name: str, precision: Any) -> None
         for j in range(LENGTH):
             step = value[batch, head, j] + values[max_distance + offset[i][j]]
             z[batch, head, i] += weights[j] * step
-    assert_near(found["logits"], e, precision)
-    assert_near(found["mixed"], z, precision)
+    assert_near(found["logits"], e, precision=precision)
+    assert_near(found["mixed"], z, precision=precision)

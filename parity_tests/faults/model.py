@@ -98,9 +98,9 @@ def _post_norm(block: Any, module: Any, *arguments: Any) -> Any:
     return block(module, *arguments)
 
 
-def _left_on(begin: Any, module: Any, step: Any) -> Any:
+def _left_on(begin: Any, module: Any, step: Any, *rest: Any) -> Any:
     module.train()
-    return begin(module, 0)
+    return begin(module, 0, *rest)
 
 
 def _mean_over_rows(dot: Any, losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -145,9 +145,9 @@ def _once_only(add: Any, encoder: Any, steps: Any, positions: Any, layer: int) -
     return steps if layer else add(encoder, steps, positions, layer)
 
 
-def _halves(waves: Any, encoding: Any, positions: Any) -> torch.Tensor:
+def _halves(waves: Any, encoding: Any, positions: Any, dtype: Any) -> torch.Tensor:
     """All sines, then all cosines, where they should take turns."""
-    found = waves(encoding, positions)
+    found = waves(encoding, positions, dtype)
     return torch.cat([found[..., 0::2], found[..., 1::2]], dim=-1)
 
 
