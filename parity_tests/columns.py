@@ -40,6 +40,7 @@ class Column:
         put: makes an array of the framework from unsigned words.
         take: makes unsigned words from an array of the framework.
         key: makes the key of a dropout mask from two unsigned words.
+        integers: makes an array of the framework from integers.
     """
 
     def __init__(
@@ -48,8 +49,10 @@ class Column:
         put: Callable[[Words], Any] = np.asarray,
         take: Callable[[Any], Words] = np.asarray,
         key: Callable[[Words], Any] = np.asarray,
+        integers: Callable[[np.ndarray], Any] = np.asarray,
     ) -> None:
         self.functions, self.put, self.take, self.key = functions, put, take, key
+        self.integers = integers
 
     def threefry2x32(self, key: Words, high: Words, low: Words) -> list[Words]:
         found = self.functions.threefry2x32(self.put(key), self.put(high), self.put(low))
@@ -58,12 +61,20 @@ class Column:
     def fold_in(self, key: Words, data: Words) -> Words:
         return self.take(self.functions.fold_in(self.put(key), self.put(data)))
 
-    def keep(self, key: Key, shape: tuple[int, ...], rate: float) -> np.ndarray:
-        return np.asarray(self.functions.dropout_keep(self.key(key), shape, rate))
+    def keep(
+        self,
+        key: Key,
+        shape: tuple[int, ...],
+        rate: float,
+        samples: np.ndarray | None = None,
+        **part: Any,
+    ) -> np.ndarray:
+        given = part if samples is None else part | {"samples": self.integers(samples)}
+        return np.asarray(self.functions.dropout_keep(self.key(key), shape, rate, **given))
 
 
 COLUMNS = {
     "numpy": Column(pe_core.model.random),
-    "torch": Column(pe_torch.dropout, to_torch, from_torch, signed),
-    "flax": Column(pe_flax.dropout, jnp.asarray, key=jnp.asarray),
+    "torch": Column(pe_torch.dropout, to_torch, from_torch, signed, torch.from_numpy),
+    "flax": Column(pe_flax.dropout, jnp.asarray, key=jnp.asarray, integers=jnp.asarray),
 }

@@ -66,8 +66,6 @@ def test_dropout_is_for_training_only(label: str) -> None:
     first, second = backend.call(live, x), backend.call(live, x)
     assert not near(first, without, label)
     assert not near(first, second, label)
-    assert np.array_equal(backend.call(live, x, dropout_step=1), second)
-    assert np.array_equal(backend.call(live, x, dropout_step=0), first)
     live.eval()
     assert np.array_equal(backend.call(live, x), without)
 

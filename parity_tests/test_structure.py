@@ -29,13 +29,11 @@ MIRROR_EXCEPTIONS = {
     "mkl.py: ": "XLA brings its own vector functions",
     "mkl.py: choose_kernels": "XLA brings its own vector functions",
     "__init__.py: __all__": "an optimizer is a class in torch and a function in optax: Adam, adam",
-    "dropout.py: DropoutCount": "nnx keeps what changes in a variable, torch in any attribute",
-    "dropout.py: dropout_keep": "torch makes a tensor on a device, XLA where the program runs",
     "attention.py: Attention": "nnx.tabulate cannot show a Call: private in Flax",
     "encoder.py: FeedForward": "nnx.tabulate cannot show a Call",
     "encoder.py: Block": "nnx.tabulate cannot show a Call",
-    "encodings/angles.py: sine_cosine": "torch has float64 at hand, JAX by default not",
     "encodings/angles.py: Frequencies": "torch.compile cannot trace how they are made",
+    "layout.py: as_batch_first": "torch's convention",
     "layout.py: as_int64": "JAX by default has no int64",
     "layout.py: from_numpy": "torch takes no other byte order",
     "layers.py: zeros": "torch.empty",
@@ -121,8 +119,9 @@ def signature(function: ast.FunctionDef) -> str:
     marks = [ast.unparse(mark) for mark in function.decorator_list]
     kinds = [mark for mark in marks if mark in {"property", "classmethod", "staticmethod"}]
     text = re.sub(r"\b(torch|jax\.numpy|jnp|jax)\.", "", ast.unparse(arguments))
-    # Flax layers take `rngs`, where torch has a generator of its own.
-    text = re.sub(r", rngs(=None)?", "", text)
+    # Flax layers take `rngs`, where torch has a generator of its own. torch's functions are told a
+    # device, XLA's make arrays where the program runs. `batch_first` is torch's convention.
+    text = re.sub(r", (rngs|device|batch_first)(=\w+)?", "", text)
     return f"{' '.join(kinds)}({text})"
 
 

@@ -67,6 +67,7 @@ def dropout_keep(
     rate: float,
     *,
     rows: tuple[int | Array, int] | None = None,
+    samples: Array | None = None,
 ) -> Array:
     """Return which elements are kept, a boolean array of the shape.
 
@@ -76,15 +77,23 @@ def dropout_keep(
         rate: share of the elements to drop.
         rows: (start, total) where the last axis but one holds a block of the rows of a whole: the
             block has the bits that the whole has there.
+        samples: (batch,) integers, where in a larger batch each entry of the first axis stands: it
+            has the bits that it has there.
     """
     *lead, columns = shape
     per_row = (columns + 1) // 2
     words = jax.lax.iota(jnp.uint32, math.prod(lead) * per_row)
+    # A batch of single vectors has one row a sample.
+    size = lead[-1] if len(lead) > 1 else 1
+    start, total = (0, size) if rows is None else rows
     if rows is not None:
-        start, total = jnp.asarray(rows[0]).astype(jnp.uint32), rows[1]
-        block = lead[-1] * per_row
-        words = words + words // jnp.uint32(block) * jnp.uint32(total * per_row - block)
-        words = words + start * jnp.uint32(per_row)
+        block = words // jnp.uint32(size * per_row)
+        ahead = block * jnp.uint32(total - size) + jnp.asarray(start).astype(jnp.uint32)
+        words = words + ahead * jnp.uint32(per_row)
+    if samples is not None:
+        of_one = math.prod(lead[1:]) // size * total * per_row
+        ahead = samples.astype(jnp.uint32) - jnp.arange(lead[0], dtype=jnp.uint32)
+        words = (words.reshape(lead[0], -1) + ahead[:, None] * jnp.uint32(of_one)).reshape(-1)
     words = _mix(_mix(words ^ key[0]) ^ key[1])
     halves = jax.lax.bitcast_convert_type(words, jnp.int16)
     return halves.reshape(*lead, 2 * per_row)[..., :columns] >= jnp.int16(
@@ -92,7 +101,11 @@ def dropout_keep(
     )
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["keys"], meta_fields=["rate", "native"])
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["keys", "samples"],
+    meta_fields=["rate", "native"],
+)
 @dataclass(frozen=True)
 class Masks:
     """The dropout of one call.
@@ -101,11 +114,13 @@ class Masks:
         rate: share of the elements to drop.
         keys: (places, 2) uint32, two words for each place of the model.
         native: draw from `jax.random.bernoulli` instead of the shared hash.
+        samples: (batch,) integers, where in a larger batch each sequence stands.
     """
 
     rate: float
     keys: Any
     native: bool = False
+    samples: Any = None
 
     def drop(self, x: Array, place: DropoutPlace, layer: int, rows: Rows | None = None) -> Array:
         """Return x with elements dropped and the rest scaled up; see `Call.drop`."""
@@ -120,22 +135,18 @@ class Masks:
             keep = jax.random.bernoulli(drawn, 1.0 - self.rate, x.shape)
             scale = jnp.asarray(1.0 / (1.0 - self.rate), x.dtype)
             return jnp.where(keep, x * scale, jnp.zeros((), x.dtype))
-        keep = dropout_keep(key, x.shape, self.rate, rows=part)
+        keep = dropout_keep(key, x.shape, self.rate, rows=part, samples=self.samples)
         return x * (keep.astype(x.dtype) * jnp.asarray(dropout_scale(self.rate), x.dtype))
 
 
-class DropoutCount(nnx.Variable):
-    """How many training steps have drawn from a Dropout."""
-
-
 class Dropout(nnx.Module):
-    """Dropout at every place of a model, its masks a function of (seed, step, place) or the
-    framework's own.
+    """Dropout at every place of a model, its masks a function of (seed, step, place), or drawn from
+    a stream of random numbers.
 
     Args:
         rate: share of the elements to drop.
         num_layers: blocks of the model.
-        seed: of the masks.
+        seed: of the masks of steps, and of the stream `dropout`.
         native: draw from `jax.random.bernoulli` instead.
     """
 
@@ -147,19 +158,23 @@ class Dropout(nnx.Module):
         self.seed = seed
         self.native = native
         self.deterministic = False
-        self.next_step = DropoutCount(jnp.zeros((), jnp.uint32)) if rate > 0.0 else None
+        key = jax.random.wrap_key_data(jnp.asarray(derive(seed, DROPOUT)), impl="threefry2x32")
+        self.stream = nnx.Rngs(dropout=key).dropout if rate > 0.0 else None
 
-    def begin(self, step: int | Array | None) -> Masks | None:
+    def begin(self, step: int | Array | None, samples: Array | None = None) -> Masks | None:
         """Return the masks of a training step; None, which keeps everything, in evaluation.
 
         Args:
-            step: number of the training step; the one after the last when None.
+            step: number of the training step; None draws the keys from the stream, as `nnx.Dropout`
+                does.
+            samples: (batch,) integers, where in a larger batch each sequence stands.
         """
-        if self.deterministic or self.next_step is None:
+        if self.deterministic or self.stream is None:
             return None
+        places = count_places(self.num_layers)
         if step is None:
-            step = self.next_step[...]
-            self.next_step[...] = step + jnp.uint32(1)
-        key = fold_in(jnp.asarray(derive(self.seed, DROPOUT)), jnp.asarray(step, jnp.uint32))
-        keys = fold_in(key[None], jnp.arange(count_places(self.num_layers), dtype=jnp.uint32))
-        return Masks(self.rate, keys, self.native)
+            keys = jax.random.bits(self.stream(), (places, 2), jnp.uint32)
+        else:
+            key = fold_in(jnp.asarray(derive(self.seed, DROPOUT)), jnp.asarray(step, jnp.uint32))
+            keys = fold_in(key[None], jnp.arange(places, dtype=jnp.uint32))
+        return Masks(self.rate, keys, self.native, samples)

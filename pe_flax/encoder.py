@@ -97,7 +97,7 @@ class Encoder(nnx.Module):
 
     Args:
         config: what the model is; pooling and head are left out.
-        seed: of the initial parameters and the dropout.
+        seed: of the initial parameters, and of the dropout.
         compute: how it is computed; float64 needs `jax_enable_x64`.
 
     Example:
@@ -152,6 +152,7 @@ class Encoder(nnx.Module):
         front: Float[Array, " d_model"] | None = None,
         taps: Taps | None = None,
         dropout_step: int | Array | None = None,
+        dropout_rows: Int[Array, " batch"] | None = None,
     ) -> Float[Array, "batch length d_model"]:
         """Return the encoded steps; those of padded steps are finite and mean nothing.
 
@@ -163,8 +164,10 @@ class Encoder(nnx.Module):
             segment_ids: for packed sequences, runs of equal numbers, 0 for padding.
             front: a step without a position that is put in front of every sequence.
             taps: receives the named intermediates.
-            dropout_step: the training step whose dropout applies; counted when None. Without effect
-                in evaluation.
+            dropout_step: the training step whose dropout applies, the same in every framework;
+                drawn from the stream `dropout` when None. Without effect in evaluation.
+            dropout_rows: where in a larger batch each sequence stands: several processes draw the
+                masks that one would draw for all. 0, 1, ... when None.
 
         Raises:
             UserValueError, UserTypeError: one line with the rule, the value and the remedy.
@@ -184,7 +187,7 @@ class Encoder(nnx.Module):
         steps = locate(state, positions, real, segment_ids, by_table=by_table)
         if not len(self.encodings):
             steps = Positions(state, segments=segment_ids)
-        call = Call(steps, real, self.dropout.begin(dropout_step), taps)
+        call = Call(steps, real, self.dropout.begin(dropout_step, dropout_rows), taps)
         call.tap("input", state)
         state = self._add_encodings(state, steps, 0)
         if front is not None:
@@ -246,7 +249,7 @@ class SequenceClassifier(nnx.Module):
 
     Args:
         config: what the model is.
-        seed: of the initial parameters and the dropout.
+        seed: of the initial parameters, and of the dropout.
         compute: how it is computed; float64 needs `jax_enable_x64`.
 
     Example:
@@ -292,6 +295,7 @@ class SequenceClassifier(nnx.Module):
         num_segments: int | None = None,
         taps: Taps | None = None,
         dropout_step: int | Array | None = None,
+        dropout_rows: Int[Array, " batch"] | None = None,
     ) -> Float[Array, "batch *num_segments num_classes"]:
         """Return the logits, (batch, num_classes), or (batch, num_segments, num_classes) where
         segment_ids are given.
@@ -305,8 +309,10 @@ class SequenceClassifier(nnx.Module):
             num_segments: the most segments in a row; read from segment_ids when None, which
                 `jax.jit` does not allow.
             taps: receives the named intermediates.
-            dropout_step: the training step whose dropout applies; counted when None. Without effect
-                in evaluation.
+            dropout_step: the training step whose dropout applies, the same in every framework;
+                drawn from the stream `dropout` when None. Without effect in evaluation.
+            dropout_rows: where in a larger batch each sequence stands: several processes draw the
+                masks that one would draw for all. 0, 1, ... when None.
 
         Raises:
             UserValueError, UserTypeError: one line with the rule, the value and the remedy.
@@ -319,6 +325,7 @@ class SequenceClassifier(nnx.Module):
             front=None if self.cls is None else self.cls[...],
             taps=taps,
             dropout_step=dropout_step,
+            dropout_rows=dropout_rows,
         )
         mask, segment_ids = as_arrays(mask=mask, segment_ids=segment_ids)
         segment_ids = as_segments(segment_ids)

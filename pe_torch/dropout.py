@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from pe_core.model.random import (
     dropout_scale,
     dropout_threshold,
 )
-from pe_torch.positions import Rows
+from pe_torch.positions import Rows, can_read
 
 # Keys of this many steps are drawn at once: Threefry costs a hundred small operations however few
 # keys it makes.
@@ -77,12 +77,13 @@ def _mix_(word: Tensor) -> Tensor:
 
 
 def dropout_keep(
-    key: Sequence[int],
-    shape: tuple[int, ...],
+    key: Sequence[int] | Tensor,
+    shape: Sequence[int],
     rate: float,
     device: torch.device | None = None,
     *,
     rows: tuple[int, int] | None = None,
+    samples: Tensor | None = None,
 ) -> Tensor:
     """Return which elements are kept, a boolean tensor of the shape.
 
@@ -93,22 +94,128 @@ def dropout_keep(
         device: where the tensor lies.
         rows: (start, total) where the last axis but one holds a block of the rows of a whole: the
             block has the bits that the whole has there.
+        samples: (batch,) integers, where in a larger batch each entry of the first axis stands: it
+            has the bits that it has there.
     """
     *lead, columns = shape
     per_row = (columns + 1) // 2
     count, threshold = math.prod(lead) * per_row, dropout_threshold(rate) - DROPOUT_LEVELS // 2
     keep = torch.empty(2 * count, dtype=torch.bool, device=device)
+    ahead = None
+    if samples is not None:
+        ahead = samples.to(device, torch.int32) - torch.arange(
+            len(samples), dtype=torch.int32, device=device
+        )
     for start in range(0, count, WORDS_PER_BLOCK):
         end = min(start + WORDS_PER_BLOCK, count)
         words = torch.arange(start, end, dtype=torch.int32, device=device)
-        if rows is not None:
-            first, total = rows
-            block = lead[-1] * per_row
-            words += words.div(block, rounding_mode="floor") * (total * per_row - block)
-            words += first * per_row
+        if rows is not None or ahead is not None:
+            words = _in_the_whole(words, lead, per_row, rows, ahead)
         words = _mix_(_mix_(words.bitwise_xor_(key[0])).bitwise_xor_(key[1]))
         torch.ge(words.view(torch.int16), threshold, out=keep[2 * start : 2 * end])
     return keep.view(*lead, 2 * per_row)[..., :columns]
+
+
+def _in_the_whole(
+    words: Tensor,
+    lead: Sequence[int],
+    per_row: int,
+    rows: tuple[int, int] | None,
+    ahead: Tensor | None,
+) -> Tensor:
+    """Return the numbers that the words of a part have in the whole."""
+    # A batch of single vectors has one row a sample.
+    size = lead[-1] if len(lead) > 1 else 1
+    first, total = (0, size) if rows is None else rows
+    found = words + (words.div(size * per_row, rounding_mode="floor") * (total - size) + first) * (
+        per_row
+    )
+    if ahead is not None:
+        of_one = math.prod(lead[1:]) * per_row
+        sample = words.div(of_one, rounding_mode="floor")
+        found += (ahead * (of_one // size * total))[sample]
+    return found
+
+
+@torch.library.custom_op(
+    "pe_torch::dropout_keep",
+    mutates_args=(),
+    schema="(Tensor key, SymInt[] shape, float rate, Device device, SymInt start, SymInt total, "
+    "Tensor? samples) -> Tensor",
+)
+def _keep(
+    key: Tensor,
+    shape: Sequence[int],
+    rate: float,
+    device: torch.device,
+    start: int,
+    total: int,
+    samples: Tensor | None,
+) -> Tensor:
+    """`dropout_keep` as one operation of a compiled graph, whose parts inductor would fuse for
+    minutes.
+
+    The key is a tensor here, so that one graph serves every step; `total` is 0 for whole arrays.
+    """
+    # A look at a key on a GPU would wait for it.
+    words = key.tolist() if key.device.type == "cpu" else key
+    part = (start, total) if total else None
+    return dropout_keep(words, shape, rate, device, rows=part, samples=samples).contiguous()
+
+
+@_keep.register_fake
+def _describe_keep(
+    key: Tensor,
+    shape: Sequence[int],
+    rate: float,
+    device: torch.device,
+    start: int,
+    total: int,
+    samples: Tensor | None,
+) -> Tensor:
+    return torch.empty(shape, dtype=torch.bool, device=device)
+
+
+@_keep.register_vmap
+def _keep_each(
+    info: Any, in_dims: Sequence[Any], key: Tensor, *arguments: Any
+) -> tuple[Tensor, int]:
+    *others, samples = arguments
+    # Only keys and samples may differ.
+    masks = [
+        _keep(
+            key if in_dims[0] is None else key.select(in_dims[0], n),
+            *others,
+            samples if in_dims[-1] is None else samples.select(in_dims[-1], n),
+        )
+        for n in range(info.batch_size)
+    ]
+    return torch.stack(masks), 0
+
+
+@torch.library.custom_op(
+    "pe_torch::dropout_keys",
+    mutates_args=(),
+    schema="(Tensor steps, SymInt[] key, SymInt places) -> Tensor",
+)
+def _keys_of_steps(steps: Tensor, key: Sequence[int], places: int) -> Tensor:
+    """Return the keys of every place at these steps (...), (..., places, 2) int32."""
+    words = torch.tensor(key, dtype=torch.int32, device=steps.device)
+    numbers = torch.arange(places, dtype=torch.int32, device=steps.device)
+    keys = fold_in(words, steps.to(torch.int32))
+    return fold_in(keys[..., None, :], numbers.expand(*steps.shape, -1))
+
+
+@_keys_of_steps.register_fake
+def _describe_keys(steps: Tensor, key: Sequence[int], places: int) -> Tensor:
+    return steps.new_empty((*steps.shape, places, 2), dtype=torch.int32)
+
+
+@_keys_of_steps.register_vmap
+def _keys_of_each(
+    info: Any, in_dims: Sequence[Any], steps: Tensor, key: Sequence[int], places: int
+) -> tuple[Tensor, int]:
+    return _keys_of_steps(steps.movedim(in_dims[0], 0), key, places), 0
 
 
 class Masks(NamedTuple):
@@ -116,13 +223,16 @@ class Masks(NamedTuple):
 
     Args:
         rate: share of the elements to drop.
-        keys: two words for each place of the model.
+        keys: two words for each place of the model; an int32 tensor (places, 2) where they cannot
+            be read, or not without waiting for a device.
         native: draw from torch's generator instead of the shared hash.
+        samples: (batch,) integers, where in a larger batch each sequence stands.
     """
 
     rate: float
-    keys: list[list[int]]
+    keys: Sequence[Sequence[int]] | Tensor
     native: bool = False
+    samples: Tensor | None = None
 
     def drop(self, x: Tensor, place: DropoutPlace, layer: int, rows: Rows | None = None) -> Tensor:
         """Return x with elements dropped and the rest scaled up; see `Call.drop`."""
@@ -132,19 +242,25 @@ class Masks(NamedTuple):
         part = None
         if rows is not None and rows.size < x.shape[-1]:
             part = (rows.start, x.shape[-1])
-        keep = dropout_keep(key, tuple(x.shape), self.rate, x.device, rows=part)
+        if isinstance(key, Tensor):
+            start, total = part or (0, 0)
+            keep = _keep(key, x.shape, self.rate, x.device, start, total, self.samples)
+        else:
+            keep = dropout_keep(
+                key, tuple(x.shape), self.rate, x.device, rows=part, samples=self.samples
+            )
         return x * keep.to(x.dtype).mul_(dropout_scale(self.rate))
 
 
 class Dropout(nn.Module):
-    """Dropout at every place of a model, its masks a function of (seed, step, place) or the
-    framework's own.
+    """Dropout at every place of a model, its masks a function of (seed, step, place), or drawn from
+    torch's generator.
 
     Args:
         rate: share of the elements to drop.
         num_layers: blocks of the model.
-        seed: of the masks.
-        native: draw from torch's generator instead.
+        seed: of the masks of steps.
+        native: draw every mask with `torch.nn.functional.dropout`.
     """
 
     def __init__(
@@ -153,39 +269,49 @@ class Dropout(nn.Module):
         super().__init__()
         self.rate = rate
         self.num_layers = num_layers
-        self.seed = seed
         self.native = native
-        self.next_step = 0
+        self._key = [_signed(int(word)) for word in derive(seed, DROPOUT)]
         self._first_step = -1
         self._keys: list[list[list[int]]] = []
 
-    def begin(self, step: int | None) -> Masks | None:
+    def begin(
+        self,
+        step: int | Tensor | None,
+        samples: Tensor | None = None,
+        device: torch.device | None = None,
+    ) -> Masks | None:
         """Return the masks of a training step; None, which keeps everything, in evaluation.
 
         Args:
-            step: number of the training step; the one after the last when None.
+            step: number of the training step; None draws the keys from torch's generator, which
+                `torch.manual_seed` governs and `torch.utils.checkpoint` restores.
+            samples: (batch,) integers, where in a larger batch each sequence stands.
+            device: whose generator.
         """
         if not self.training or self.rate == 0.0:
             return None
-        if step is None:
-            step = self.next_step
-            self.next_step = step + 1
         if self.native:
             return Masks(self.rate, [], native=True)
+        keys = self._random_keys(device) if step is None else self._step_keys(step)
+        return Masks(self.rate, keys, samples=samples)
+
+    def _random_keys(self, device: torch.device | None) -> Sequence[Sequence[int]] | Tensor:
+        shape = (count_places(self.num_layers), 2)
+        keys = torch.randint(-(1 << 31), 1 << 31, shape, device=device).to(torch.int32)
+        # One look for all places, and none where it would wait.
+        return keys.tolist() if keys.device.type == "cpu" and can_read(keys) else keys
+
+    def _step_keys(self, step: int | Tensor) -> Sequence[Sequence[int]] | Tensor:
+        places = count_places(self.num_layers)
+        if torch.compiler.is_compiling() or (
+            isinstance(step, Tensor) and not (step.device.type == "cpu" and can_read(step))
+        ):
+            # `torch.as_tensor` would make a graph for every number.
+            number = step if isinstance(step, Tensor) else torch.full((), step)
+            return _keys_of_steps(number, self._key, places)
+        step = int(step)
         block = step - step % STEPS_PER_DRAW
         if block != self._first_step:
-            self._first_step, self._keys = block, self._draw(block)
-        return Masks(self.rate, self._keys[step - block])
-
-    def _draw(self, first_step: int) -> list[list[list[int]]]:
-        key = torch.tensor(
-            [_signed(int(word)) for word in derive(self.seed, DROPOUT)], dtype=torch.int32
-        )
-        steps = torch.arange(first_step, first_step + STEPS_PER_DRAW, dtype=torch.int64).to(
-            torch.int32
-        )
-        places = torch.arange(count_places(self.num_layers), dtype=torch.int32)
-        keys: list[list[list[int]]] = fold_in(
-            fold_in(key, steps)[:, None], places.expand(len(steps), -1)
-        ).tolist()
-        return keys
+            steps = torch.arange(block, block + STEPS_PER_DRAW, dtype=torch.int64, device="cpu")
+            self._first_step, self._keys = block, _keys_of_steps(steps, self._key, places).tolist()
+        return self._keys[step - block]

@@ -88,7 +88,7 @@ class Encoder(nn.Module):
 
     Args:
         config: what the model is; pooling and head are left out.
-        seed: of the initial parameters and the dropout.
+        seed: of the initial parameters and of the dropout of given steps.
         compute: how it is computed.
 
     Example:
@@ -140,7 +140,8 @@ class Encoder(nn.Module):
         segment_ids: Int[Tensor, "batch length"] | None = None,
         front: Float[Tensor, " d_model"] | None = None,
         taps: Taps | None = None,
-        dropout_step: int | None = None,
+        dropout_step: int | Tensor | None = None,
+        dropout_rows: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch length d_model"]:
         """Return the encoded steps; those of padded steps are finite and mean nothing.
 
@@ -152,8 +153,10 @@ class Encoder(nn.Module):
             segment_ids: for packed sequences, runs of equal numbers, 0 for padding.
             front: a step without a position that is put in front of every sequence.
             taps: receives the named intermediates.
-            dropout_step: the training step whose dropout applies; counted when None. Without effect
-                in evaluation.
+            dropout_step: the training step whose dropout applies, the same in every framework;
+                drawn from torch's generator when None. Without effect in evaluation.
+            dropout_rows: where in a larger batch each sequence stands: several processes draw the
+                masks that one would draw for all. 0, 1, ... when None.
 
         Raises:
             UserValueError, UserTypeError: one line with the rule, the value and the remedy.
@@ -171,7 +174,8 @@ class Encoder(nn.Module):
         steps = locate(state, positions, real, segment_ids, by_table=by_table)
         if not len(self.encodings):
             steps = Positions(state, segments=segment_ids)
-        call = Call(steps, real, self.dropout.begin(dropout_step), taps)
+        masks = self.dropout.begin(dropout_step, dropout_rows, state.device)
+        call = Call(steps, real, masks, taps)
         call.tap("input", state)
         state = self._add_encodings(state, steps, 0)
         if front is not None:
@@ -233,7 +237,7 @@ class SequenceClassifier(nn.Module):
 
     Args:
         config: what the model is.
-        seed: of the initial parameters and the dropout.
+        seed: of the initial parameters and of the dropout of given steps.
         compute: how it is computed.
 
     Example:
@@ -279,7 +283,8 @@ class SequenceClassifier(nn.Module):
         segment_ids: Int[Tensor, "batch length"] | None = None,
         num_segments: int | None = None,
         taps: Taps | None = None,
-        dropout_step: int | None = None,
+        dropout_step: int | Tensor | None = None,
+        dropout_rows: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch *num_segments num_classes"]:
         """Return the logits, (batch, num_classes), or (batch, num_segments, num_classes) where
         segment_ids are given, in the dtype of the weights.
@@ -292,8 +297,10 @@ class SequenceClassifier(nn.Module):
             segment_ids: for packed sequences, runs of equal numbers 1, 2, ..., 0 for padding.
             num_segments: the most segments in a row; read from segment_ids when None.
             taps: receives the named intermediates.
-            dropout_step: the training step whose dropout applies; counted when None. Without effect
-                in evaluation.
+            dropout_step: the training step whose dropout applies, the same in every framework;
+                drawn from torch's generator when None. Without effect in evaluation.
+            dropout_rows: where in a larger batch each sequence stands: several processes draw the
+                masks that one would draw for all. 0, 1, ... when None.
 
         Raises:
             UserValueError, UserTypeError: one line with the rule, the value and the remedy.
@@ -306,6 +313,7 @@ class SequenceClassifier(nn.Module):
             front=self.cls,
             taps=taps,
             dropout_step=dropout_step,
+            dropout_rows=dropout_rows,
         )
         segment_ids = None if segment_ids is None else as_int64(segment_ids)
         pooled = self.pooling(state, real_steps(mask, segment_ids), segment_ids, num_segments)

@@ -16,7 +16,7 @@ import math
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64, UInt32
+from jaxtyping import Bool, Float64, Int, Int64, UInt32
 
 from pe_core.errors import UserTypeError, UserValueError
 
@@ -170,8 +170,20 @@ def dropout_scale(rate: float) -> float:
     return DROPOUT_LEVELS / (DROPOUT_LEVELS - dropout_threshold(rate))
 
 
-def dropout_keep(key: Key, shape: tuple[int, ...], rate: float) -> Bool[np.ndarray, "..."]:
+def dropout_keep(
+    key: Key,
+    shape: tuple[int, ...],
+    rate: float,
+    samples: Int[np.ndarray, " batch"] | None = None,
+) -> Bool[np.ndarray, "..."]:
     """Return which elements are kept, in row-major order.
+
+    Args:
+        key: of the mask.
+        shape: of the array to drop from.
+        rate: share of the elements to drop.
+        samples: where in a larger batch each entry of the first axis stands: it has the bits that
+            it has there. 0, 1, ... when None.
 
     One 32-bit word decides two neighbours of the last axis, its low half first; each row of the
     last axis starts a new word, so any block of rows can be drawn on its own. A half, read as a
@@ -181,6 +193,10 @@ def dropout_keep(key: Key, shape: tuple[int, ...], rate: float) -> Bool[np.ndarr
     *rows, columns = shape
     per_row = (columns + 1) // 2
     counter = np.arange(math.prod(rows) * per_row, dtype=np.uint32)
+    if samples is not None:
+        of_one = np.arange(len(counter) // len(samples), dtype=np.uint32)
+        counter = samples.astype(np.uint32)[:, None] * np.uint32(len(of_one)) + of_one
+        counter = counter.reshape(-1)
     words = mix(mix(counter ^ key[0]) ^ key[1])
     halves = words.astype("<u4").view("<i2").reshape(*rows, 2 * per_row)[..., :columns]
     return halves >= dropout_threshold(rate) - DROPOUT_LEVELS // 2

@@ -51,6 +51,7 @@ class Run:
     taps: dict[str, Array]
     seed: int
     step: int | None
+    samples: np.ndarray | None = None
 
     def tap(self, name: str, value: Array) -> Array:
         self.taps[name] = value
@@ -93,9 +94,8 @@ class Run:
         if self.step is None or self.config.dropout == 0.0:
             return x
         key = fold_in(derive(self.seed, DROPOUT, self.step), dropout_place(place, layer))
-        return (
-            x * dropout_keep(key, x.shape, self.config.dropout) * dropout_scale(self.config.dropout)
-        )
+        keep = dropout_keep(key, x.shape, self.config.dropout, self.samples)
+        return x * keep * dropout_scale(self.config.dropout)
 
 
 def encode(
@@ -109,6 +109,7 @@ def encode(
     taps: dict[str, Any] | None = None,
     seed: int = 0,
     dropout_step: int | None = None,
+    dropout_rows: Int[np.ndarray, " batch"] | None = None,
 ) -> Float64[np.ndarray, "batch steps d_model"]:
     """Return the encoded steps; `cls` in the arrays puts a trained step in front.
 
@@ -122,8 +123,9 @@ def encode(
         taps: receives the named intermediates.
         seed: of the dropout.
         dropout_step: the training step whose dropout applies; None is evaluation.
+        dropout_rows: where in a larger batch each sequence stands.
     """
-    run = _begun(Run, config, arrays, taps, seed, dropout_step)
+    run = _begun(Run, config, arrays, taps, seed, dropout_step, dropout_rows)
     return _encode(run, x, mask, positions, segment_ids)
 
 
@@ -134,9 +136,10 @@ def _begun(
     taps: dict[str, Any] | None,
     seed: int,
     step: int | None,
+    rows: np.ndarray | None,
 ) -> Run:
     exact = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
-    return run_type(config, exact, {} if taps is None else taps, seed, step)
+    return run_type(config, exact, {} if taps is None else taps, seed, step, rows)
 
 
 def _encode(
@@ -208,6 +211,7 @@ def forward(
     taps: dict[str, Any] | None = None,
     seed: int = 0,
     dropout_step: int | None = None,
+    dropout_rows: Int[np.ndarray, " batch"] | None = None,
     run_type: Callable[..., Run] = Run,
 ) -> Array:
     """Return the class logits, (batch, num_classes), or (batch, num_segments, num_classes) of
@@ -215,7 +219,7 @@ def forward(
 
     `run_type` computes the parts: `Run`, or a subclass with a fault.
     """
-    run = _begun(run_type, config, arrays, taps, seed, dropout_step)
+    run = _begun(run_type, config, arrays, taps, seed, dropout_step, dropout_rows)
     state = _encode(run, x, mask, positions, segment_ids)
     if config.pooling == "cls":
         pooled = state[:, 0]
