@@ -335,3 +335,24 @@ def test_an_encoder_checks_its_front(label: str) -> None:
     for shape in ((1,), (1, 12), ()):
         with refused(ValueError, f"front must have shape (d_model,) = (12,), got {shape}"):
             BACKENDS[label].call(live, x, front=np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **layout: pe_torch.LearnedTableEncoding(
+            LearnedTable(9), d_model=8, seed=0, **layout
+        ),
+        lambda **layout: pe_torch.SinusoidalEncoding(Sinusoidal(), d_model=8, **layout),
+        lambda **layout: pe_torch.SelfAttention(
+            8, 2, encodings=(Rotary(), T5Bias(), Shaw(2)), seed=0, **layout
+        ),
+    ],
+)
+def test_layers_take_steps_before_the_batch(make: Any) -> None:
+    x, mask = torch.randn(2, 7, 8), torch.arange(7) < torch.tensor([[7], [3]])
+    for given in ({}, {"mask": mask}, {"positions": torch.tensor([[0, 1, 2, 4, 5, 6, 8]] * 2)}):
+        found = make(batch_first=False)(x.transpose(0, 1), **given)
+        assert torch.equal(found.transpose(0, 1), make()(x, **given))
+    with refused(ValueError, "x must have shape (batch, length, d_model) with d_model=8"):
+        make(batch_first=False)(x[0])

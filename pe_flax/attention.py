@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +56,9 @@ def attend(
     length = query.shape[1]
     exact = query.dtype if query.dtype == jnp.float64 else jnp.float32
     query, key = query.astype(exact) * scale, key.astype(exact)
-    whole = rows_per_block is None or rows_per_block >= length
+    # An exported program has one graph for all lengths, and their number of blocks differs.
+    symbolic = not isinstance(length, int)
+    whole = rows_per_block is None or symbolic or rows_per_block >= length
 
     def tap(name: str, array: Array) -> None:
         if whole:
@@ -96,7 +99,7 @@ def attend(
 
 
 def by_blocks(
-    block: Callable[[Rows], Array], length: int, rows_per_block: int | None
+    block: Callable[[Rows], Array], length: Any, rows_per_block: int | None
 ) -> Float[Array, "batch length heads d_head"]:
     """Return the rows of all blocks, one after the other; the last block may be shorter."""
     if rows_per_block is None:

@@ -119,6 +119,13 @@ def count_positions(real: Bool[Array, "batch length"], segment_ids: Array | None
     return before * steps
 
 
+def first_positions(length: Any) -> Positions:
+    """Return the positions 0, 1, 2, ...; of a symbolic length (`jax.export`) no bound is known."""
+    known = isinstance(length, int)
+    values = jnp.arange(length, dtype=jnp.int32)
+    return Positions(values, counted=known, bound=length if known else None)
+
+
 def locate(
     x: Array,
     positions: Any,
@@ -139,11 +146,12 @@ def locate(
     Raises:
         UserValueError: a real step stands nowhere; where values cannot be read, it gives NaN.
     """
-    length = x.shape[1]
     if positions is None:
+        steps = first_positions(x.shape[1])
         if real is None:
-            return Positions(jnp.arange(length, dtype=jnp.int32), counted=True, bound=length)
-        return Positions(count_positions(real, segment_ids), real, segment_ids, bound=length)
+            return steps
+        counted = count_positions(real, segment_ids)
+        return Positions(counted, real, segment_ids, bound=steps.bound)
     if real is None:
         return Positions(_held(positions, by_table), real, segment_ids)
     values = positions if positions.ndim == 2 else positions[None]

@@ -95,6 +95,13 @@ def as_arrays(**items: Any) -> tuple[Any, ...]:
     return tuple(items.values())
 
 
+def as_batch_first(x: Tensor, batch_first: bool) -> Tensor:
+    """Return steps (batch, length, d_model) from (length, batch, d_model) where the batch is not
+    first, and the other way round.
+    """
+    return x if batch_first or x.ndim != 3 else x.transpose(0, 1)
+
+
 def as_int64(x: Tensor) -> Tensor:
     """Return integers as int64: torch computes little in the unsigned types, and differences of
     these wrap.

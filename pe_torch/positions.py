@@ -109,6 +109,11 @@ def count_positions(real: Bool[Tensor, "batch length"], segment_ids: Tensor | No
     return before * real
 
 
+def first_positions(length: int, device: torch.device) -> Positions:
+    """Return the positions 0, 1, 2, ..."""
+    return Positions(torch.arange(length, device=device), counted=True, bound=length)
+
+
 def locate(
     x: Tensor,
     positions: Tensor | None,
@@ -129,10 +134,10 @@ def locate(
     Raises:
         UserValueError: a real step stands nowhere; where values cannot be read, it gives NaN.
     """
-    length = x.shape[1]
     if positions is None:
+        length = x.shape[1]
         if real is None:
-            return Positions(torch.arange(length, device=x.device), counted=True, bound=length)
+            return first_positions(length, x.device)
         return Positions(count_positions(real, segment_ids), real, segment_ids, bound=length)
     if real is not None:
         # What padding holds never matters.

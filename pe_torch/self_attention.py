@@ -18,7 +18,7 @@ from pe_torch.call import Call
 from pe_torch.dropout import Masks
 from pe_torch.encodings import Encoding, make_encoding
 from pe_torch.layers import initial_parameter
-from pe_torch.layout import as_arrays, describe, described
+from pe_torch.layout import as_arrays, as_batch_first, describe, described
 from pe_torch.positions import as_segments, locate, real_steps
 
 
@@ -35,6 +35,8 @@ class SelfAttention(Attention):
         dropout: rate on the attention weights, drawn from torch's generator.
         seed: of the initial parameters; torch's own generator draws them when None.
         compute: how it is computed.
+        batch_first: False takes and gives (length, batch, d_model), as `torch.nn.Transformer` does
+            by default; positions, mask and segment_ids stay (batch, length).
 
     Example:
         >>> import torch
@@ -54,12 +56,14 @@ class SelfAttention(Attention):
         dropout: float = 0.0,
         seed: int | None = None,
         compute: ComputeConfig | None = None,
+        batch_first: bool = True,
     ) -> None:
         sizes, compute = Sizes(d_model, num_heads), compute or ComputeConfig()
         check_attention_options(sizes, encodings, dropout)
         seed = None if seed is None else index(seed)
         super().__init__(sizes, bias=bias, compute=compute)
         self.dropout = float(dropout)
+        self.batch_first = batch_first
         self.encodings = nn.ModuleList(
             make_encoding(item, sizes, seed=seed, compute=compute)._for_layer(0)
             for item in encodings
@@ -89,6 +93,7 @@ class SelfAttention(Attention):
             UserValueError, UserTypeError: one line with the rule, the value and the remedy.
         """
         as_arrays(x=x, mask=mask, positions=positions, segment_ids=segment_ids)
+        x = as_batch_first(x, self.batch_first)
         encodings = [cast(Encoding, item) for item in self.encodings]
         options = [item.options for item in encodings]
         check_attention_call(
@@ -108,4 +113,4 @@ class SelfAttention(Attention):
         masks = Masks(self.dropout, [], native=True) if drops else None
         steps = locate(x, positions, real, segment_ids, by_table=has_table(options))
         call = Call(steps, real, masks)
-        return super().forward(x, call, encodings).to(x.dtype)
+        return as_batch_first(super().forward(x, call, encodings).to(x.dtype), self.batch_first)

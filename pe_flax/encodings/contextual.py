@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -35,7 +37,7 @@ class ShawEncoding(Contextual):
         furthest, there = self.options.max_distance, call.positions
         keys = self.keys[...]
 
-        def index(rows: Rows, shape: tuple[int, ...]) -> Array:
+        def index(rows: Rows, shape: tuple[Any, ...]) -> Array:
             # Offsets beyond what JAX holds are NumPy's; clipped, they are small.
             found = offsets(there.rows(rows), there)
             if isinstance(found, np.ndarray):
@@ -57,7 +59,7 @@ class ShawEncoding(Contextual):
             wide = weights.dtype if weights.dtype == jnp.float64 else jnp.float32
             weights = weights.astype(wide)
             sums = jnp.zeros((*weights.shape[:-1], 2 * furthest + 1), weights.dtype)
-            lead = jnp.indices(weights.shape, sparse=True)[:-1]
+            lead = jnp.ix_(*(jnp.arange(size) for size in weights.shape))[:-1]
             sums = sums.at[(*lead, index(rows, weights.shape))].add(weights)
             return jnp.einsum("bhqn,nd->bqhd", sums.astype(values.dtype), values)
 

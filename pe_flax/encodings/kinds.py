@@ -25,6 +25,7 @@ from pe_flax.positions import (
     Positions,
     Rows,
     as_positions,
+    first_positions,
     locate,
     offsets,
     real_steps,
@@ -194,9 +195,7 @@ class QueryKey(Encoding):
         check_heads([self.options], self.sizes.d_head, HEAD_AXES, described(x), describe(given))
         if given is not None:
             return jnp.asarray(x), as_positions(given)
-        length = x.shape[1]
-        counted = Positions(jnp.arange(length, dtype=jnp.int32), counted=True, bound=length)
-        return jnp.asarray(x), counted
+        return jnp.asarray(x), first_positions(x.shape[1])
 
     def map_query(self, x: Array, positions: Positions) -> Array:
         """Return the mapped queries."""

@@ -19,11 +19,12 @@ from pe_core.model.config import ComputeConfig
 from pe_core.model.inputs import check_heads, check_options, check_pairs, check_steps, has_table
 from pe_torch.call import Call
 from pe_torch.layers import initial_parameter
-from pe_torch.layout import as_arrays, describe, described
+from pe_torch.layout import as_arrays, as_batch_first, describe, described
 from pe_torch.positions import (
     Positions,
     Rows,
     as_positions,
+    first_positions,
     locate,
     offsets,
     zero_unplaced,
@@ -89,6 +90,8 @@ class Additive(Encoding):
         seed: of the initial parameters, the same in both backends; torch's own generator draws
             them when None.
         compute: its precision is that of the parameters; float32 when None.
+        batch_first: False takes and gives (length, batch, d_model), as `torch.nn.Transformer` does
+            by default; positions and mask stay (batch, length).
     """
 
     takes = ("d_model",)
@@ -100,8 +103,10 @@ class Additive(Encoding):
         d_model: int,
         seed: int | None = None,
         compute: ComputeConfig | None = None,
+        batch_first: bool = True,
     ) -> None:
         super().__init__(options, Sizes(d_model), seed, compute)
+        self.batch_first = batch_first
 
     def forward(
         self,
@@ -121,6 +126,7 @@ class Additive(Encoding):
             UserValueError, UserTypeError: a shape, dtype or position that does not fit.
         """
         as_arrays(x=x, positions=positions, mask=mask)
+        x = as_batch_first(x, self.batch_first)
         check_steps(
             [self.options],
             self.sizes.d_model,
@@ -130,7 +136,8 @@ class Additive(Encoding):
         )
         standing = locate(x, positions, mask, None, by_table=has_table([self.options]))
         new = self.add(x, standing)
-        return new if mask is None else torch.where(mask[..., None], new, x)
+        new = new if mask is None else torch.where(mask[..., None], new, x)
+        return as_batch_first(new, self.batch_first)
 
     def add(self, x: Tensor, positions: Positions) -> Tensor:
         """Return the steps with the encoding; padding may hold anything."""
@@ -192,8 +199,7 @@ class QueryKey(Encoding):
         check_heads([self.options], self.sizes.d_head, HEAD_AXES, described(x), describe(positions))
         if positions is not None:
             return as_positions(positions)
-        length = x.shape[2]
-        return Positions(torch.arange(length, device=x.device), counted=True, bound=length)
+        return first_positions(x.shape[2], x.device)
 
     def map_query(self, x: Tensor, positions: Positions) -> Tensor:
         """Return the mapped queries."""
