@@ -39,7 +39,7 @@ from pe_parity.trace import Trace
 STEPS = 1000
 GRID = [
     Case(*options, STEPS)
-    for options in itertools.product((0.0, 0.01, 0.1), (None, CLIP), ("constant", "warmup_cosine"))
+    for options in itertools.product((0.0, 0.1), (None, CLIP), ("constant", "warmup_cosine"))
 ]
 FULL = GRID[-1]
 STOCK = {"single": False, "foreach": True}

@@ -76,7 +76,8 @@ def test_a_batch_is_not_larger_than_the_training_part() -> None:
 
 @EACH
 def test_looking_at_an_engine_changes_nothing(name: str) -> None:
-    config, batch = CONFIGS["dropout"], small_batch(CONFIGS["dropout"], masked=True)
+    config = replace(CONFIGS["dropout"], num_layers=1)
+    batch = small_batch(config, masked=True)
     engine = ENGINES[name](config, perturbed_arrays(config), TrainConfig(), ComputeConfig(), 4)
     engine.train_step(batch, 0)
     before = engine.state()
