@@ -9,10 +9,14 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import flax.nnx as nnx
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 
+import pe_flax
+import pe_flax.layout
 from parity_tests.cases import BACKENDS, CONFIGS, perturbed_arrays, small_config
 from pe_core.errors import UserError
 from pe_core.model.parameters import parameters
@@ -122,6 +126,16 @@ def test_square_weights_are_not_transposed(label: str) -> None:
     right, wrong = x @ arrays[square].T + bias, x @ arrays[square] + bias
     assert distance(found, right, right) <= BUDGETS["tap", "float32"].bound
     assert distance(found, wrong, right) > BUDGETS["tap", "float32"].fault
+
+
+def test_parameters_of_an_encoding_keep_their_names_in_flax() -> None:
+    live = pe_flax.SequenceClassifier(small_config(), seed=0)
+    wide = normal(derive(0, 90), (2, 3)).astype(np.float32)
+    live.encoder.encodings[0].kernel = nnx.Param(jnp.asarray(wide))
+    live.encoder.encodings[0].scale = nnx.Param(jnp.ones(3))
+    found = pe_flax.layout.get_arrays(live)
+    assert np.array_equal(found["encodings.0.kernel"], wide)
+    assert found["encodings.0.scale"].shape == (3,)
 
 
 def test_arrays_that_are_not_contiguous_survive(tmp_path: Path) -> None:

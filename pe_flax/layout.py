@@ -27,6 +27,7 @@ def canonical_variables(
     transposed one.
 
     A kernel (in, out) is a canonical weight (out, in); the scale of a norm is its canonical weight.
+    Parameters of an encoding have the names and layouts of its options, whatever they are called.
     What has the layout of the module's state, such as the moments of an optimizer, is named
     likewise.
     """
@@ -34,9 +35,10 @@ def canonical_variables(
     state: Any = nnx.state(model, nnx.Param) if isinstance(model, nnx.Module) else model
     for path, variable in nnx.to_flat_state(state):
         *parents, leaf = (str(part) for part in path)
-        name = ".".join([*parents, {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)])
-        name = name.removeprefix("encoder.")
-        found[name] = (variable, leaf == "kernel")
+        of_flax = "encodings" not in parents
+        called = {"kernel": "weight", "scale": "weight"}.get(leaf, leaf) if of_flax else leaf
+        name = ".".join([*parents, called]).removeprefix("encoder.")
+        found[name] = (variable, of_flax and leaf == "kernel")
     return found
 
 
