@@ -30,7 +30,7 @@ from pe_core.storage.model_directory import (
 )
 from pe_parity import BUDGETS, distance
 
-in_each_wing = pytest.mark.parametrize("label", BACKENDS)
+in_each_backend = pytest.mark.parametrize("label", BACKENDS)
 CONFIG = CONFIGS["both"]
 
 
@@ -70,7 +70,7 @@ def test_both_frameworks_write_the_same_bytes(tmp_path: Path) -> None:
     assert content(tmp_path / "torch") == content(tmp_path / "flax")
 
 
-@in_each_wing
+@in_each_backend
 def test_float64_survives_too(tmp_path: Path, label: str) -> None:
     backend = BACKENDS[label]
     arrays = {
@@ -85,7 +85,7 @@ def test_float64_survives_too(tmp_path: Path, label: str) -> None:
     } == {np.dtype(np.float32)}
 
 
-@in_each_wing
+@in_each_backend
 @pytest.mark.parametrize("name", CONFIGS)
 def test_arrays_are_the_parameters(label: str, name: str) -> None:
     config, arrays, package = (
@@ -110,7 +110,7 @@ def test_arrays_are_the_parameters(label: str, name: str) -> None:
     assert bits(package.to_arrays(model)) == bits(perturbed_arrays(config))
 
 
-@in_each_wing
+@in_each_backend
 def test_square_weights_are_not_transposed(label: str) -> None:
     arrays = perturbed_arrays(CONFIG)
     square = "layers.0.attention.out.weight"
@@ -168,7 +168,7 @@ def test_files_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
     }
 
 
-@in_each_wing
+@in_each_backend
 def test_a_failed_save_leaves_the_old_model(
     tmp_path: Path, label: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,7 +202,7 @@ ALL_AT_ONCE = (
 )
 
 
-@in_each_wing
+@in_each_backend
 def test_arrays_that_do_not_fit_are_reported_together(tmp_path: Path, label: str) -> None:
     arrays = perturbed_arrays(CONFIG)
     misfit(arrays)
@@ -214,7 +214,7 @@ def test_arrays_that_do_not_fit_are_reported_together(tmp_path: Path, label: str
     assert not list(tmp_path.iterdir())
 
 
-@in_each_wing
+@in_each_backend
 @pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
 def test_a_folder_without_a_file_is_no_model(tmp_path: Path, label: str, file: str) -> None:
     """What else can be wrong with a file is in `test_hostile` and `test_misfits`."""
@@ -240,7 +240,7 @@ def test_a_detail_that_cannot_be_saved_is_refused(tmp_path: Path, what: str) -> 
     assert not list(tmp_path.iterdir())
 
 
-@in_each_wing
+@in_each_backend
 def test_a_loaded_model_is_in_evaluation_mode_and_can_be_trained(
     tmp_path: Path, label: str
 ) -> None:
