@@ -16,8 +16,9 @@ from flax import nnx
 
 import pe_flax
 import pe_torch
-from parity_tests.cases import BATCH, LENGTH, perturbed_arrays, small_batch, small_config
+from parity_tests.cases import BACKENDS, BATCH, LENGTH, perturbed_arrays, small_batch, small_config
 from parity_tests.refusals import refused
+from parity_tests.small_models import in_each_backend
 from pe_core import ComputeConfig, LearnedTable, ModelConfig
 from pe_core.encodings import EncodingOptions, Rotary, Shaw, T5Bias
 from pe_core.model.random import derive, normal
@@ -167,6 +168,24 @@ def test_layers_alone_are_the_same_in_both_backends() -> None:
     same = pe_flax.T5BiasEncoding(T5Bias(8, 16), num_heads=3, seed=2)
     assert found.shape == (3, 4, 9)
     assert np.array_equal(found, np.asarray(same.bias(jnp.arange(4), jnp.arange(9))))
+
+
+@in_each_backend
+def test_tables_of_one_layer_start_apart(label: str) -> None:
+    encodings = (LearnedTable(9), LearnedTable(9), T5Bias(8, 16))
+    layer: Any = BACKENDS[label].package.SelfAttention(12, 3, encodings=encodings, seed=0)
+    first, second, bias = (np.ravel(BACKENDS[label].numpy(x.table)) for x in layer.encodings)
+    assert not np.array_equal(first, second)
+    assert first[0] != bias[0]
+
+
+@in_each_backend
+def test_what_has_no_call_of_its_own_says_where_it_acts(label: str) -> None:
+    package = BACKENDS[label].package
+    with refused(TypeError, "ShawEncoding acts inside attention; pass its options to"):
+        package.ShawEncoding(Shaw(2), d_model=12, num_heads=3, seed=0)(None)
+    with refused(TypeError, "encodings must be a tuple of options, got Shaw("):
+        package.SelfAttention(12, 3, encodings=Shaw(2), seed=0)
 
 
 def test_initial_values_come_from_the_framework_unless_a_seed_is_given() -> None:

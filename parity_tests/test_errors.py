@@ -92,6 +92,20 @@ SEGMENTS = "segment_ids must be integers with 0 for padding, got ...; convert th
             "positions must have shape (batch, length) = (5, 7) or (7,), got (6,)": [
                 call(X, positions=np.arange(LENGTH - 1, dtype=np.int32))
             ],
+            "segment_ids go up to 2, got num_segments=1; pass 2": [
+                call(X, segment_ids=IDS + (np.arange(LENGTH) > 3), num_segments=1)
+            ],
+            "segment_ids hold no segment, the highest is 0; number them from 1": [
+                call(X, segment_ids=IDS * 0)
+            ],
+            "num_segments=3 needs segment_ids; pass both or neither": [call(X, num_segments=3)],
+            "dropout_step must lie in 0 .. 4294967295, got -1": [call(X, dropout_step=-1)],
+            "dropout_rows must have shape (batch,) = (5,), got (7,)": [
+                call(X, dropout_rows=np.arange(7))
+            ],
+            "dropout_rows must lie in 0 .. 2**31 - 1, got -1": [
+                call(X, dropout_rows=np.arange(BATCH) - 1)
+            ],
             TOKEN.format(11): [call(far_token(11), "tokens")],
             TOKEN.format(-1): [call(far_token(-1), "tokens")],
         },
@@ -105,6 +119,13 @@ SEGMENTS = "segment_ids must be integers with 0 for padding, got ...; convert th
             ],
             "mask must be boolean with True for real steps, got ...; convert it, as in mask != 0": [
                 call(X, mask=np.ones((BATCH, LENGTH), np.float32))
+            ],
+            "num_segments must be an integer, got 2.5": [
+                call(X, segment_ids=IDS, num_segments=2.5)
+            ],
+            "dropout_step must be an integer, got 1.5": [call(X, dropout_step=1.5)],
+            "dropout_rows must be integers, got ...; convert them": [
+                call(X, dropout_rows=np.ones(BATCH, np.float32))
             ],
             SEGMENTS: [call(X, segment_ids=IDS.astype("f4")), call(X, segment_ids=IDS > 0)],
             "positions must be integers or floating point, got ...bool": [

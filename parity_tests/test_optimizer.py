@@ -323,3 +323,16 @@ def test_tables_norms_and_biases_do_not_decay(name: str, optimizer: Any) -> None
         assert moved == linear
         # Half of each weight goes: the powers of two are exact.
         assert all(np.array_equal(found[key], 0.5 * arrays[key]) for key in linear)
+
+
+def test_parameters_that_are_added_later_follow_the_schedule() -> None:
+    first, second = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    adam = pe_torch.Adam([first], lambda step: 0.1 / (step + 1))
+    for parameters_so_far in ([first], [first, second]):
+        for item in parameters_so_far:
+            item.grad = torch.ones(2)
+        adam.step()
+        if parameters_so_far == [first]:
+            adam.add_param_group({"params": [second]})
+    assert [group["count"] for group in adam.param_groups] == [2, 2]
+    assert [group["lr"] for group in adam.param_groups] == [0.05, 0.05]

@@ -162,6 +162,26 @@ def test_models_with_offsets_see_only_offsets(column: str, rows: int | None, ori
 
 
 @in_each_column
+@pytest.mark.parametrize("dtype", [np.uint32, np.int64, np.uint64])
+def test_padding_beyond_the_types_of_jax_reaches_no_table(column: str, dtype: Any) -> None:
+    config = small_config(encodings=(LearnedTable(9), Rotary()), num_layers=1)
+    positions = np.tile(np.arange(5, dtype=dtype), (2, 1))
+    expected = output(column, config, positions=positions, mask=MASK)
+    positions[~MASK] = np.iinfo(dtype).max
+    assert np.array_equal(output(column, config, positions=positions, mask=MASK), expected)
+
+
+@in_each_column
+def test_fractional_offsets_beyond_the_integers_are_far(column: str) -> None:
+    config = small_config(encodings=(T5Bias(8, 16),), num_layers=1)
+    found = [
+        output(column, config, positions=np.array([-far, far, 0.0, 1.0, 2.0]))
+        for far in (1000.0, 9e18)
+    ]
+    assert_near(found[1], found[0])
+
+
+@in_each_column
 def test_offsets_that_no_type_holds_are_far(column: str) -> None:
     config = small_config(encodings=(T5Bias(8, 16), Shaw(2)), num_layers=1)
     found = [

@@ -22,7 +22,7 @@ from pe_core.encodings import Rotary, Shaw, T5Bias
 
 EVERY = (Sinusoidal(), LearnedTable(40), Rotary(), T5Bias(), Shaw(3))
 BATCH, LENGTH = Dim("batch", max=64), Dim("length", max=40)
-SIZES = ((2, 7), (5, 33), (1, 2))
+SIZES = ((2, 7), (5, 33), (1, 2), (6, 6))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -91,6 +91,16 @@ def test_gradients_per_sample_are_those_of_backward(tokens: bool) -> None:
     assert_near(found, exact, "gradient")
 
 
+def test_blocks_of_rows_have_gradients_in_a_transform() -> None:
+    found = []
+    for rows in (None, 2):
+        config = small_config(num_layers=1, encodings=ENCODINGS)
+        compute = pe_torch.ComputeConfig(rows_per_block=rows)
+        model = pe_torch.SequenceClassifier(config, seed=1, compute=compute).eval()
+        found.append(grad(lambda x, model=model: model(x).sum())(inputs()))
+    assert_near(found[1], found[0], "gradient")
+
+
 TRANSFORMS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "grad": lambda model, x: grad(lambda x: model(x).sum())(x),
     "jacrev": lambda model, x: jacrev(model)(x),
@@ -159,6 +169,22 @@ def test_a_traced_model_gives_the_eager_numbers(tokens: bool) -> None:
     x = TOKENS if tokens else inputs()
     traced = torch.jit.trace(model, (x,))
     assert_near(traced(x.flip(0)), model(x.flip(0)))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_traced_model_in_training_draws_new_masks() -> None:
+    model = make(dropout=0.5).train()
+    traced = torch.jit.trace(model, (inputs(),), check_trace=False)
+    assert not torch.equal(traced(inputs()), traced(inputs()))
+
+
+def test_models_are_made_on_the_default_device() -> None:
+    with torch.device("meta"):
+        model = make(pooling="cls")
+        alone = pe_torch.SelfAttention(12, 3, encodings=ENCODINGS)
+    for module in (model, alone):
+        assert {item.device.type for item in module.parameters()} == {"meta"}
+    assert model(inputs().to("meta")).shape == (3, 4)
 
 
 # --- Values that cannot be read ---

@@ -129,7 +129,7 @@ def test_square_weights_are_not_transposed(label: str) -> None:
 
 
 def test_parameters_of_an_encoding_keep_their_names_in_flax() -> None:
-    live = pe_flax.SequenceClassifier(small_config(), seed=0)
+    live: Any = pe_flax.SequenceClassifier(small_config(), seed=0)
     wide = normal(derive(0, 90), (2, 3)).astype(np.float32)
     live.encoder.encodings[0].kernel = nnx.Param(jnp.asarray(wide))
     live.encoder.encodings[0].scale = nnx.Param(jnp.ones(3))

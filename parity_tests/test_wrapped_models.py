@@ -13,6 +13,7 @@ import optax
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.optim.swa_utils import AveragedModel
 
 import pe_flax
@@ -23,6 +24,8 @@ import pe_torch.weights
 from parity_tests.cases import small_config
 from parity_tests.small_models import assert_near
 from parity_tests.unchecked import unchecked_torch
+from pe_core import Features, LearnedTable, Sinusoidal, Tokens
+from pe_core.encodings import Rotary, Shaw, T5Bias
 from pe_core.errors import UserTypeError, UserValueError
 from pe_core.storage.model_directory import load_model
 
@@ -145,6 +148,29 @@ def test_a_wrapped_model_still_runs(wrap: Callable[[nn.Module], nn.Module]) -> N
     bare = pe_torch.SequenceClassifier(CONFIG, seed=3).eval()
     live = wrap(pe_torch.SequenceClassifier(CONFIG, seed=3)).eval()
     assert_near(live(x), bare(x))
+
+
+@pytest.mark.parametrize("wrap", [compiled, checkpoint_wrapper, nn.DataParallel])
+def test_wrapped_parts_are_seen_for_what_they_are(wrap: Callable[[Any], Any]) -> None:
+    options = (Sinusoidal(), LearnedTable(9), Rotary(), T5Bias(), Shaw(2))
+    x = torch.randn(2, 5, 3)
+    for inputs, given in ((Features(3), x), (Tokens(7), x[..., 0].int().abs())):
+        config = small_config(inputs=inputs, encodings=options, pooling="cls")
+        model = pe_torch.SequenceClassifier(config, seed=3).eval()
+        exact, encoder = model(given), model.encoder
+        encoder.input = wrap(encoder.input)
+        for n, item in enumerate(encoder.encodings):
+            if hasattr(item, "layers"):
+                item.layers[0] = wrap(item.layers[0])
+            else:
+                encoder.encodings[n] = wrap(item)
+        assert_near(model(given), exact)
+    alone = pe_torch.SelfAttention(12, 3, encodings=options, seed=3)
+    steps = torch.randn(2, 5, 12)
+    exact = alone(steps)
+    for n, item in enumerate(alone.encodings):
+        alone.encodings[n] = wrap(item)
+    assert_near(alone(steps), exact)
 
 
 # --- What is no model ---

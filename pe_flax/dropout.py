@@ -15,6 +15,7 @@ from flax import nnx
 from jax import Array
 
 from pe_core.model.dropout_places import DropoutPlace, count_places, dropout_place
+from pe_core.model.inputs import check_native_rows
 from pe_core.model.random import (
     DROPOUT,
     DROPOUT_LEVELS,
@@ -171,6 +172,8 @@ class Dropout(nnx.Module):
         """
         if self.deterministic or self.stream is None:
             return None
+        if self.native:
+            check_native_rows(samples)
         places = count_places(self.num_layers)
         if step is None:
             keys = jax.random.bits(self.stream(), (places, 2), jnp.uint32)

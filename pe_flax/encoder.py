@@ -16,8 +16,15 @@ from jaxtyping import Bool, Float, Int, Num
 from pe_core.errors import UserValueError
 from pe_core.model.config import ComputeConfig, Features, ModelConfig
 from pe_core.model.initial import draw
-from pe_core.model.inputs import check_call, check_front, has_table, require_tokens_fit
+from pe_core.model.inputs import (
+    check_call,
+    check_dropout,
+    check_front,
+    check_num_segments,
+    has_table,
+)
 from pe_core.model.parameters import encoder_parameters, parameters
+from pe_core.model.values import require_dropout_rows_fit, require_tokens_fit
 from pe_flax.attention import Attention
 from pe_flax.call import Call, Taps
 from pe_flax.dropout import Dropout
@@ -25,7 +32,7 @@ from pe_flax.encodings import Additive, Encoding, make_encoding
 from pe_flax.layers import LayerNorm, Linear, Table, zeros
 from pe_flax.layout import as_arrays, describe, described, put_arrays
 from pe_flax.pooling import Pool
-from pe_flax.positions import Positions, as_segments, can_read, locate, real_steps
+from pe_flax.positions import Positions, as_segments, can_look, can_read, locate, real_steps
 
 
 class FeedForward(nnx.Module):
@@ -172,12 +179,23 @@ class Encoder(nnx.Module):
         Raises:
             UserValueError, UserTypeError: one line with the rule, the value and the remedy.
         """
-        x, mask, positions, segment_ids, front = as_arrays(
-            x=x, mask=mask, positions=positions, segment_ids=segment_ids, front=front
+        x, mask, positions, segment_ids, front, dropout_rows = as_arrays(
+            x=x,
+            mask=mask,
+            positions=positions,
+            segment_ids=segment_ids,
+            front=front,
+            dropout_rows=dropout_rows,
         )
         check_call(
             self.config, described(x), describe(mask), describe(positions), describe(segment_ids)
         )
+        step: Any = dropout_step
+        if isinstance(step, Array | np.ndarray):
+            step = described(step)
+        check_dropout(step, describe(dropout_rows), x.shape[0])
+        if dropout_rows is not None and can_look(dropout_rows):
+            require_dropout_rows_fit(int(dropout_rows.min()), int(dropout_rows.max()))
         if front is not None:
             check_front(self.config.d_model, described(front))
         segment_ids = as_segments(segment_ids)
@@ -317,6 +335,7 @@ class SequenceClassifier(nnx.Module):
         Raises:
             UserValueError, UserTypeError: one line with the rule, the value and the remedy.
         """
+        check_num_segments(num_segments, packed=segment_ids is not None)
         state = self.encoder(
             x,
             mask=mask,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,8 @@ from jax import Array
 from pe_core.errors import UserTypeError
 from pe_core.model.config import LAYER_NORM_EPSILON, ComputeConfig
 from pe_core.model.initial import draw
-from pe_core.model.inputs import require_tokens_fit
 from pe_core.model.laws import Constant, Normal, Parameter, Uniform, Values, XavierUniform
+from pe_core.model.values import require_tokens_fit
 from pe_flax.positions import can_read
 
 
@@ -91,7 +92,10 @@ def zeros(shape: tuple[int, ...], compute: ComputeConfig) -> Array:
 
 
 def initial_parameter(
-    item: Parameter, seed: int | None, rngs: nnx.Rngs | None, compute: ComputeConfig | None
+    item: Parameter,
+    seed: Any,
+    rngs: nnx.Rngs | None,
+    compute: ComputeConfig | None,
 ) -> nnx.Param:
     """Return a parameter drawn from its initial law.
 

@@ -9,9 +9,9 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from pe_core.model.config import MASKED_LOGIT, ComputeConfig, ModelConfig
-from pe_core.model.inputs import require_num_segments
+from pe_core.model.values import require_num_segments
 from pe_flax.layers import zeros
-from pe_flax.positions import can_read
+from pe_flax.positions import can_look, can_read
 
 
 class Pool(nnx.Module):
@@ -52,10 +52,9 @@ class Pool(nnx.Module):
         member = real[:, None]
         if segment_ids is None:
             return self._pool(x, member)[:, 0]
-        if num_segments is None:
-            num_segments = require_num_segments(
-                int(segment_ids.max()) if can_read(segment_ids) else None
-            )
+        look = can_read(segment_ids) if num_segments is None else can_look(segment_ids)
+        highest = int(segment_ids.max()) if look else None
+        num_segments = require_num_segments(num_segments, highest)
         numbers = jnp.arange(1, num_segments + 1, dtype=segment_ids.dtype)
         return self._pool(x, member & (segment_ids[:, None] == numbers[None, :, None]))
 

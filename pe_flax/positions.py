@@ -12,12 +12,19 @@ from jax import Array
 from jaxtyping import Bool
 
 from pe_core.errors import UserTypeError
-from pe_core.model.inputs import require_finite_position, require_segment_fits
+from pe_core.model.values import require_finite_position, require_segment_fits
 
 
 def can_read(x: Any) -> bool:
     """Return whether the values of x, if any, may be looked at: not while JAX traces the call."""
     return not isinstance(x, jax.core.Tracer)
+
+
+def can_look(x: Any) -> bool:
+    """Return whether the values of an array may be looked at without waiting for a device."""
+    if isinstance(x, np.ndarray):
+        return True
+    return can_read(x) and all(device.platform == "cpu" for device in x.devices())
 
 
 class Rows(NamedTuple):
@@ -155,10 +162,11 @@ def locate(
     if real is None:
         return Positions(_held(positions, by_table), real, segment_ids)
     values = positions if positions.ndim == 2 else positions[None]
-    if isinstance(values, np.ndarray) and can_read(real) and not _fits(values):
-        # Only then, for a mask on a GPU would be waited for.
-        values = np.where(np.asarray(real), values, values.dtype.type(0))
     values = _held(values, by_table, placed=real)
+    if isinstance(values, np.ndarray) and can_read(real):
+        # Only where JAX does not hold them: a mask on a GPU would be waited for.
+        values = np.where(np.asarray(real), values, values.dtype.type(0))
+        values = jnp.asarray(values) if _fits(values) else values
     if not isinstance(values, np.ndarray):
         # What padding holds never matters.
         values = jnp.where(real, values, jnp.zeros_like(values))
@@ -195,8 +203,7 @@ def _held(positions: Any, by_table: bool, placed: Any = None) -> Any:
         floating = jnp.issubdtype(positions.dtype, jnp.floating)
         if positions.dtype.itemsize < 4:
             positions = positions.astype(jnp.float32 if floating else jnp.int32)
-        look = floating and not by_table and can_read(positions) and can_read(placed)
-        if look and all(device.platform == "cpu" for device in positions.devices()):
+        if floating and not by_table and can_read(placed) and can_look(positions):
             _require_somewhere(np.asarray(positions), placed)
         return positions
     if not jnp.issubdtype(positions.dtype, jnp.floating):

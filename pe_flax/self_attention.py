@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import index
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +10,11 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int, Num
 
-from pe_core.encodings import EncodingOptions, Sizes
+from pe_core.encodings import EncodingOptions, Sizes, as_encodings
 from pe_core.errors import UserTypeError
 from pe_core.model.config import ComputeConfig
 from pe_core.model.dropout_places import count_places
+from pe_core.model.initial import draw
 from pe_core.model.inputs import check_attention_call, check_attention_options, has_table
 from pe_core.model.parameters import attention_parameters
 from pe_flax.attention import Attention
@@ -22,7 +22,7 @@ from pe_flax.call import Call
 from pe_flax.dropout import Masks
 from pe_flax.encodings import make_encoding
 from pe_flax.layers import initial_parameter
-from pe_flax.layout import as_arrays, canonical_variables, describe, described
+from pe_flax.layout import as_arrays, canonical_variables, describe, described, put_arrays
 from pe_flax.positions import as_segments, locate, real_steps
 
 
@@ -62,19 +62,25 @@ class SelfAttention(Attention):
         compute: ComputeConfig | None = None,
     ) -> None:
         sizes, compute = Sizes(d_model, num_heads), compute or ComputeConfig()
+        encodings = as_encodings(encodings)
         check_attention_options(sizes, encodings, dropout)
-        seed = None if seed is None else index(seed)
         super().__init__(sizes, bias=bias, compute=compute)
         self.dropout = float(dropout)
         self.encodings = nnx.List(
             make_encoding(item, sizes, seed=seed, rngs=rngs, compute=compute)._for_layer(0)
             for item in encodings
         )
-        variables = canonical_variables(self)
-        for item in attention_parameters(sizes.d_model, bias=bias):
-            variable, transposed = variables[item.name]
-            value = initial_parameter(item, seed, rngs, compute)[...]
-            variable[...] = value.T if transposed else value
+        parameters = attention_parameters(sizes, encodings, bias=bias)
+        if seed is not None:
+            # Drawn by the names here: two encodings of one kind start apart.
+            put_arrays(self, draw(parameters, seed))
+        else:
+            variables = canonical_variables(self)
+            for item in parameters:
+                if item.name.split(".")[0] != "encodings":
+                    variable, transposed = variables[item.name]
+                    value = initial_parameter(item, None, rngs, compute)[...]
+                    variable[...] = value.T if transposed else value
         if dropout > 0.0 and rngs is None:
             raise UserTypeError(f"dropout={dropout} needs random numbers; pass rngs=nnx.Rngs(0)")
         self.rngs = rngs.fork() if rngs is not None and dropout > 0.0 else None

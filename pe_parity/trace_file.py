@@ -17,8 +17,9 @@ import numpy as np
 
 from pe_core.errors import UserValueError
 from pe_core.model.config import ModelConfig, Tokens
-from pe_core.model.inputs import Described, check_call, require_positions_fit, require_tokens_fit
+from pe_core.model.inputs import Described, check_call
 from pe_core.model.parameters import parameters
+from pe_core.model.values import require_positions_fit, require_tokens_fit
 from pe_core.storage.archive import read_archive, write_archive
 from pe_core.storage.model_directory import check_arrays
 from pe_parity.budgets import PRECISIONS

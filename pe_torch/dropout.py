@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pe_core.model.dropout_places import DropoutPlace, count_places, dropout_place
+from pe_core.model.inputs import check_native_rows
 from pe_core.model.random import (
     DROPOUT,
     DROPOUT_LEVELS,
@@ -24,7 +25,7 @@ from pe_core.model.random import (
     dropout_scale,
     dropout_threshold,
 )
-from pe_torch.positions import Rows, can_read
+from pe_torch.positions import Rows, can_look
 
 # Keys of this many steps are drawn at once: Threefry costs a hundred small operations however few
 # keys it makes.
@@ -140,14 +141,13 @@ def _in_the_whole(
 @torch.library.custom_op(
     "pe_torch::dropout_keep",
     mutates_args=(),
-    schema="(Tensor key, SymInt[] shape, float rate, Device device, SymInt start, SymInt total, "
-    "Tensor? samples) -> Tensor",
+    schema="(Tensor key, SymInt[] shape, float rate, SymInt start, SymInt total, Tensor? samples) "
+    "-> Tensor",
 )
 def _keep(
     key: Tensor,
     shape: Sequence[int],
     rate: float,
-    device: torch.device,
     start: int,
     total: int,
     samples: Tensor | None,
@@ -155,12 +155,14 @@ def _keep(
     """`dropout_keep` as one operation of a compiled graph, whose parts inductor would fuse for
     minutes.
 
-    The key is a tensor here, so that one graph serves every step; `total` is 0 for whole arrays.
+    The key is a tensor here, so that one graph serves every step, and lies where the mask does;
+    `total` is 0 for whole arrays.
     """
     # A look at a key on a GPU would wait for it.
     words = key.tolist() if key.device.type == "cpu" else key
     part = (start, total) if total else None
-    return dropout_keep(words, shape, rate, device, rows=part, samples=samples).contiguous()
+    kept = dropout_keep(words, shape, rate, key.device, rows=part, samples=samples)
+    return kept.contiguous()
 
 
 @_keep.register_fake
@@ -168,12 +170,11 @@ def _describe_keep(
     key: Tensor,
     shape: Sequence[int],
     rate: float,
-    device: torch.device,
     start: int,
     total: int,
     samples: Tensor | None,
 ) -> Tensor:
-    return torch.empty(shape, dtype=torch.bool, device=device)
+    return key.new_empty(shape, dtype=torch.bool)
 
 
 @_keep.register_vmap
@@ -218,6 +219,11 @@ def _keys_of_each(
     return _keys_of_steps(steps.movedim(in_dims[0], 0), key, places), 0
 
 
+def _in_graph() -> bool:
+    """Return whether torch.compile, torch.export or torch.jit.trace makes a graph of the call."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+
+
 class Masks(NamedTuple):
     """The dropout of one call.
 
@@ -244,7 +250,9 @@ class Masks(NamedTuple):
             part = (rows.start, x.shape[-1])
         if isinstance(key, Tensor):
             start, total = part or (0, 0)
-            keep = _keep(key, x.shape, self.rate, x.device, start, total, self.samples)
+            # torch.jit.trace has tensors for sizes, and a traced graph has one shape anyway.
+            shape = x.shape if torch._C._get_tracing_state() is None else [int(n) for n in x.shape]
+            keep = _keep(key, shape, self.rate, start, total, self.samples)
         else:
             keep = dropout_keep(
                 key, tuple(x.shape), self.rate, x.device, rows=part, samples=self.samples
@@ -291,21 +299,22 @@ class Dropout(nn.Module):
         if not self.training or self.rate == 0.0:
             return None
         if self.native:
+            check_native_rows(samples)
             return Masks(self.rate, [], native=True)
         keys = self._random_keys(device) if step is None else self._step_keys(step)
+        if isinstance(keys, Tensor):
+            keys = keys.to(device)
         return Masks(self.rate, keys, samples=samples)
 
     def _random_keys(self, device: torch.device | None) -> Sequence[Sequence[int]] | Tensor:
         shape = (count_places(self.num_layers), 2)
         keys = torch.randint(-(1 << 31), 1 << 31, shape, device=device).to(torch.int32)
         # One look for all places, and none where it would wait.
-        return keys.tolist() if keys.device.type == "cpu" and can_read(keys) else keys
+        return keys.tolist() if can_look(keys) else keys
 
     def _step_keys(self, step: int | Tensor) -> Sequence[Sequence[int]] | Tensor:
         places = count_places(self.num_layers)
-        if torch.compiler.is_compiling() or (
-            isinstance(step, Tensor) and not (step.device.type == "cpu" and can_read(step))
-        ):
+        if _in_graph() or (isinstance(step, Tensor) and not can_look(step)):
             # `torch.as_tensor` would make a graph for every number.
             number = step if isinstance(step, Tensor) else torch.full((), step)
             return _keys_of_steps(number, self._key, places)

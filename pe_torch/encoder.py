@@ -12,16 +12,23 @@ from torch.nn import functional
 
 from pe_core.model.config import ComputeConfig, Features, ModelConfig
 from pe_core.model.initial import draw
-from pe_core.model.inputs import check_call, check_front, has_table
+from pe_core.model.inputs import (
+    check_call,
+    check_dropout,
+    check_front,
+    check_num_segments,
+    has_table,
+)
 from pe_core.model.parameters import encoder_parameters, parameters
+from pe_core.model.values import require_dropout_rows_fit
 from pe_torch.attention import Attention
 from pe_torch.call import Call, Taps
 from pe_torch.dropout import Dropout
-from pe_torch.encodings import Additive, Encoding, PerLayer, make_encoding
+from pe_torch.encodings import Additive, Encoding, bare, make_encoding
 from pe_torch.layers import LayerNorm, Linear, Table
 from pe_torch.layout import as_arrays, as_int64, describe, described, put_arrays, unwrap
 from pe_torch.pooling import Pool
-from pe_torch.positions import Positions, as_segments, locate, real_steps
+from pe_torch.positions import Positions, as_segments, can_look, locate, real_steps
 
 
 class FeedForward(nn.Module):
@@ -161,10 +168,21 @@ class Encoder(nn.Module):
         Raises:
             UserValueError, UserTypeError: one line with the rule, the value and the remedy.
         """
-        as_arrays(x=x, mask=mask, positions=positions, segment_ids=segment_ids, front=front)
+        as_arrays(
+            x=x,
+            mask=mask,
+            positions=positions,
+            segment_ids=segment_ids,
+            front=front,
+            dropout_rows=dropout_rows,
+        )
         check_call(
             self.config, described(x), describe(mask), describe(positions), describe(segment_ids)
         )
+        step = described(dropout_step) if isinstance(dropout_step, Tensor) else dropout_step
+        check_dropout(step, describe(dropout_rows), x.shape[0])
+        if dropout_rows is not None and can_look(dropout_rows):
+            require_dropout_rows_fit(int(dropout_rows.min()), int(dropout_rows.max()))
         if front is not None:
             check_front(self.config.d_model, described(front))
         segment_ids = as_segments(segment_ids)
@@ -203,12 +221,12 @@ class Encoder(nn.Module):
 
     def _embed(self, x: Tensor, real: Tensor | None) -> Tensor:
         """Return the steps (batch, length, d_model); what padding holds does not enter."""
-        if isinstance(self.input, Linear):
-            dtype = self.input.weight.dtype
+        if isinstance(self.config.inputs, Features):
+            dtype = unwrap(self.input).weight.dtype
             x = x.to(dtype)
             x = x if real is None else x.masked_fill(~real[..., None], 0.0)
         else:
-            dtype = self.input.table.dtype
+            dtype = unwrap(self.input).table.dtype
             x = as_int64(x) if real is None else as_int64(x).masked_fill(~real, 0)
         return cast(Tensor, self.input(x)).to(dtype)
 
@@ -229,7 +247,7 @@ class Encoder(nn.Module):
         return [item for item in self._encodings(layer) if not isinstance(item, Additive)]
 
     def _encodings(self, layer: int) -> list[Encoding]:
-        return [cast(Encoding | PerLayer, item)._for_layer(layer) for item in self.encodings]
+        return [bare(bare(item)._for_layer(layer)) for item in self.encodings]
 
 
 class SequenceClassifier(nn.Module):
@@ -305,6 +323,7 @@ class SequenceClassifier(nn.Module):
         Raises:
             UserValueError, UserTypeError: one line with the rule, the value and the remedy.
         """
+        check_num_segments(num_segments, packed=segment_ids is not None)
         state = self.encoder(
             x,
             mask=mask,

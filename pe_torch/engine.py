@@ -87,7 +87,7 @@ class Engine:
 
     def read(self, metrics: Sequence[Tensor]) -> np.ndarray:
         """Wait for metrics and return them as rows of float64."""
-        return torch.stack(list(metrics)).double().cpu().numpy()
+        return torch.stack(list(metrics)).cpu().double().numpy()
 
     def gradients(
         self, batch: Batch, step: int | None = None

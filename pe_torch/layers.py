@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from pe_core.model.config import LAYER_NORM_EPSILON, ComputeConfig
 from pe_core.model.initial import draw
-from pe_core.model.inputs import require_tokens_fit
 from pe_core.model.laws import Parameter
+from pe_core.model.values import require_tokens_fit
 from pe_torch.positions import can_read
 
 
@@ -102,9 +102,12 @@ def rows_or_nan(index: Tensor, table: Tensor) -> Tensor:
     return torch.where(inside[..., None], rows, torch.nan)
 
 
-def initial_parameter(
-    item: Parameter, seed: int | None, compute: ComputeConfig | None
-) -> nn.Parameter:
+def random_seed() -> int:
+    """Return a seed drawn from torch's own generator."""
+    return int(torch.randint(1 << 62, (), device="cpu"))
+
+
+def initial_parameter(item: Parameter, seed: Any, compute: ComputeConfig | None) -> nn.Parameter:
     """Return a parameter drawn from its initial law.
 
     Args:
@@ -112,7 +115,6 @@ def initial_parameter(
         seed: the same values in both backends; None draws the seed from torch's own generator.
         compute: its precision is that of the parameter; float32 when None.
     """
-    if seed is None:
-        seed = int(torch.randint(1 << 62, (), device="cpu"))
-    array = draw((item,), seed)[item.name]
-    return nn.Parameter(torch.from_numpy(array.astype((compute or ComputeConfig()).array_dtype)))
+    array = draw((item,), random_seed() if seed is None else seed)[item.name]
+    value = torch.from_numpy(array.astype((compute or ComputeConfig()).array_dtype))
+    return nn.Parameter(value.to(torch.get_default_device()))

@@ -74,9 +74,12 @@ class Adam(torch.optim.AdamW):
         self.stock = stock
         self.gradient_norm = torch.zeros(())
         self.finite = None
-        for group in self.param_groups:
-            # Kept in the groups, so that state_dict() carries it.
-            group["count"] = 0
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, as torch does; they follow the schedule of the others."""
+        # Kept in the groups, so that state_dict() carries it.
+        count = self.param_groups[0]["count"] if self.param_groups else 0
+        super().add_param_group({"count": count} | param_group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state, as torch does.

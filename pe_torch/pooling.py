@@ -7,9 +7,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from pe_core.model.config import MASKED_LOGIT, ComputeConfig, ModelConfig
-from pe_core.model.inputs import require_num_segments
+from pe_core.model.values import require_num_segments
 from pe_torch.layers import widened, without_autocast
-from pe_torch.positions import can_read
+from pe_torch.positions import can_look, can_read
 
 
 class Pool(nn.Module):
@@ -54,10 +54,9 @@ class Pool(nn.Module):
         member = real[:, None]
         if segment_ids is None:
             return self._pool(x, member)[:, 0]
-        if num_segments is None:
-            num_segments = require_num_segments(
-                int(segment_ids.max()) if can_read(segment_ids) else None
-            )
+        look = can_read(segment_ids) if num_segments is None else can_look(segment_ids)
+        highest = int(segment_ids.max()) if look else None
+        num_segments = require_num_segments(num_segments, highest)
         numbers = torch.arange(1, num_segments + 1, device=x.device)
         return self._pool(x, member & (segment_ids[:, None] == numbers[:, None]))
 

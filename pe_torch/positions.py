@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn import functional
 
-from pe_core.model.inputs import require_finite_position, require_segment_fits
+from pe_core.model.values import require_finite_position, require_segment_fits
 from pe_torch.layout import as_int64
 
 
@@ -31,6 +31,11 @@ def can_read(x: Tensor) -> bool:
         or get_proxy_mode() is not None
         or is_captured(x)
     )
+
+
+def can_look(x: Tensor) -> bool:
+    """Return whether the values of x may be looked at without waiting for a device."""
+    return x.device.type == "cpu" and can_read(x)
 
 
 def is_captured(x: Tensor) -> bool:
@@ -155,11 +160,8 @@ def as_positions(positions: Tensor | Positions, *, by_table: bool = False) -> Po
 
 
 def _held(positions: Tensor, by_table: bool) -> Tensor:
-    """Return integers as int64 and floating point as float32 or wider, each of them somewhere.
-
-    Only what lies on the CPU is looked at: a look at a GPU would wait for it.
-    """
-    look = positions.device.type == "cpu" and can_read(positions)
+    """Return integers as int64 and floating point as float32 or wider, each of them somewhere."""
+    look = can_look(positions)
     if positions.dtype.is_floating_point:
         if look and not by_table:
             bad = positions[~(positions.abs() < 2.0**63)]
@@ -182,7 +184,7 @@ def as_segments(segment_ids: Tensor | None) -> Tensor | None:
     if segment_ids is None:
         return None
     held = as_int64(segment_ids)
-    if held.device.type == "cpu" and can_read(held):
+    if can_look(held):
         require_segment_fits(int(held.max()))
     return held
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import index
-from typing import cast
 
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
-from pe_core.encodings import EncodingOptions, Sizes
+from pe_core.encodings import EncodingOptions, Sizes, as_encodings
 from pe_core.model.config import ComputeConfig
+from pe_core.model.initial import draw
 from pe_core.model.inputs import check_attention_call, check_attention_options, has_table
 from pe_core.model.parameters import attention_parameters
 from pe_torch.attention import Attention
 from pe_torch.call import Call
 from pe_torch.dropout import Masks
-from pe_torch.encodings import Encoding, make_encoding
-from pe_torch.layers import initial_parameter
-from pe_torch.layout import as_arrays, as_batch_first, describe, described
+from pe_torch.encodings import bare, make_encoding
+from pe_torch.layers import random_seed
+from pe_torch.layout import as_arrays, as_batch_first, describe, described, put_arrays
 from pe_torch.positions import as_segments, locate, real_steps
 
 
@@ -59,18 +58,18 @@ class SelfAttention(Attention):
         batch_first: bool = True,
     ) -> None:
         sizes, compute = Sizes(d_model, num_heads), compute or ComputeConfig()
+        encodings = as_encodings(encodings)
         check_attention_options(sizes, encodings, dropout)
-        seed = None if seed is None else index(seed)
         super().__init__(sizes, bias=bias, compute=compute)
         self.dropout = float(dropout)
         self.batch_first = batch_first
+        seed = random_seed() if seed is None else seed
         self.encodings = nn.ModuleList(
             make_encoding(item, sizes, seed=seed, compute=compute)._for_layer(0)
             for item in encodings
         )
-        for item in attention_parameters(sizes.d_model, bias=bias):
-            module, _, name = item.name.partition(".")
-            setattr(self.get_submodule(module), name, initial_parameter(item, seed, compute))
+        # Drawn by the names here: two encodings of one kind start apart.
+        put_arrays(self, draw(attention_parameters(sizes, encodings, bias=bias), seed))
 
     def forward(  # type: ignore[override]  # a layer alone makes the call that a model shares
         self,
@@ -94,7 +93,7 @@ class SelfAttention(Attention):
         """
         as_arrays(x=x, mask=mask, positions=positions, segment_ids=segment_ids)
         x = as_batch_first(x, self.batch_first)
-        encodings = [cast(Encoding, item) for item in self.encodings]
+        encodings = [bare(item) for item in self.encodings]
         options = [item.options for item in encodings]
         check_attention_call(
             options,

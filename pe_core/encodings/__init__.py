@@ -14,6 +14,7 @@ from pe_core.encodings.options import (
 )
 from pe_core.encodings.registry import (
     ENCODINGS,
+    as_encodings,
     check_encodings,
     check_layer,
     encoding_from_json,
@@ -40,6 +41,7 @@ __all__ = [
     "Sinusoidal",
     "Sizes",
     "T5Bias",
+    "as_encodings",
     "check_encodings",
     "check_layer",
     "encoding_from_json",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, get_args, get_type_hints
 
@@ -63,6 +63,19 @@ def check_layer(options: Any, layer: Any, kinds: Mapping[type[Any], type[Any]]) 
         )
 
 
+def as_encodings(encodings: Any) -> tuple[EncodingOptions, ...]:
+    """Return options of encodings as a tuple.
+
+    Raises:
+        UserTypeError: what is no sequence, such as the options of a single encoding.
+    """
+    if not isinstance(encodings, Iterable):
+        raise UserTypeError(
+            f"encodings must be a tuple of options, got {encodings!r}; pass ({encodings!r},)"
+        )
+    return tuple(encodings)
+
+
 def check_encodings(encodings: Sequence[EncodingOptions], sizes: Sizes) -> None:
     """Raise one clear line unless the encodings are known, fit the sizes and go together.
 
@@ -70,7 +83,7 @@ def check_encodings(encodings: Sequence[EncodingOptions], sizes: Sizes) -> None:
         UserTypeError: something that is not the options of a known encoding.
         UserValueError: sizes that do not fit, or encodings that exclude each other.
     """
-    for encoding in encodings:
+    for encoding in as_encodings(encodings):
         if type(encoding) not in ENCODINGS.values():
             raise UserTypeError(
                 f"encodings must be options such as LearnedTable(max_length=10), got {encoding!r}"

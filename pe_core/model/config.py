@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, TypeAlias
 from pe_core.encodings import (
     EncodingOptions,
     Sizes,
+    as_encodings,
     check_encodings,
     encoding_from_json,
     encoding_to_json,
@@ -117,7 +118,7 @@ class ModelConfig:
                 "the nearest that fits is "
                 f"d_model={max(1, round(self.d_model / self.num_heads)) * self.num_heads}"
             )
-        object.__setattr__(self, "encodings", tuple(self.encodings))
+        object.__setattr__(self, "encodings", as_encodings(self.encodings))
         check_encodings(self.encodings, self.sizes)
         require_one_of("norm", self.norm, ("pre", "post"))
         require_one_of("activation", self.activation, ("gelu", "relu"))

@@ -6,9 +6,8 @@ Kinds are NumPy's letters: "f" floating point, "i" or "u" integer, "b" boolean.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from pe_core.encodings import EncodingOptions, LearnedTable, Sizes, check_encodings
 from pe_core.errors import UserTypeError, UserValueError, require_integer, require_number
@@ -97,7 +96,7 @@ def check_positions(
             raise UserValueError(
                 f"positions must have shape (length,) or (batch, length), got {positions.shape}"
             )
-    elif positions.shape not in (steps[1:], steps):
+    elif positions.shape != (steps if len(positions.shape) == 2 else steps[1:]):
         # The line is written where it is needed: writing a size fixes it in an exported program.
         _check_steps("positions", positions.shape, *steps, also=f" or ({steps[1]},)")
 
@@ -192,6 +191,44 @@ def _check_any_steps(x: Described) -> None:
         )
 
 
+def check_dropout(step: Any, rows: Described | None, batch: int) -> None:
+    """Raise one clear line unless the step and the rows of dropout are whole numbers that fit.
+
+    Args:
+        step: number of the training step: None, an integer, or an array, described.
+        rows: where in a larger batch each sequence stands, described.
+        batch: number of sequences.
+
+    Raises:
+        UserValueError: a wrong shape, or a step outside 0 .. 2**32 - 1.
+        UserTypeError: a wrong kind of numbers.
+    """
+    if isinstance(step, Described):
+        if step.kind not in "iu" or step.shape != ():
+            raise UserTypeError(
+                f"dropout_step must be one integer, got {step.dtype} of shape {step.shape}"
+            )
+    elif step is not None:
+        require_integer("dropout_step", step, 0, (1 << 32) - 1)
+    if rows is None:
+        return
+    if rows.kind not in "iu":
+        raise UserTypeError(f"dropout_rows must be integers, got {rows.dtype}; convert them")
+    if rows.shape != (batch,):
+        raise UserValueError(
+            f"dropout_rows must have shape (batch,) = ({batch},), got {rows.shape}"
+        )
+
+
+def check_native_rows(rows: object) -> None:
+    """Raise one clear line where a framework's own dropout is told rows of a larger batch."""
+    if rows is not None:
+        raise UserValueError(
+            "dropout_rows need masks that are a function of the row, which dropout_rng='native' "
+            "has not; take dropout_rng='shared'"
+        )
+
+
 def check_mask(mask: Described, batch: int, length: int) -> None:
     """Raise one clear line unless a mask is boolean, (batch, length)."""
     if mask.kind != "b":
@@ -274,72 +311,15 @@ def _check_steps(
         )
 
 
-def require_positions_fit(max_length: int, lowest: float, highest: float) -> None:
-    """Raise a UserValueError unless the positions lie in a table of max_length rows.
-
-    Raises:
-        ValueError: names the length that would be needed, the table's, and the remedies.
-    """
-    if lowest < 0:
-        raise UserValueError(
-            f"positions of a learned table must not be negative, got {lowest:g}; shift them so "
-            "that the first is 0"
-        )
-    if not highest <= max_length - 1:
-        if not highest < 1 << 31:
-            raise UserValueError(
-                f"positions of a learned table must be finite and below 2**31, got {highest}; "
-                "correct them"
-            )
-        needed = math.ceil(highest) + 1
-        raise UserValueError(
-            f"a sequence of length {needed} does not fit the learned table of max_length "
-            f"{max_length}; build the model with "
-            f"LearnedTable(max_length={needed}), cut the sequences to {max_length} "
-            "steps, or use Sinusoidal()"
-        )
-
-
 def has_table(encodings: Iterable[EncodingOptions]) -> bool:
     """Return whether a learned table is among the encodings: it looks at the positions itself."""
     return any(isinstance(item, LearnedTable) for item in encodings)
 
 
-def require_finite_position(bad: float) -> NoReturn:
-    """Raise a UserValueError for a position of a real step that is not finite, or too large."""
-    if math.isfinite(bad):
-        raise UserValueError(
-            f"positions must lie below 2**63, got {bad}; count them from a nearer origin"
-        )
-    raise UserValueError(
-        f"positions must be finite, got {bad} at a real step; correct it, or mark the step as "
-        "padding in the mask"
-    )
-
-
-def require_segment_fits(highest: int) -> None:
-    """Raise a UserValueError unless a segment's number is one of int32."""
-    if highest >= 1 << 31:
-        raise UserValueError(
-            f"segment_ids must lie below 2**31, got {highest}; number the segments of a row from 1"
-        )
-
-
-def require_tokens_fit(vocab_size: int, lowest: int, highest: int) -> None:
-    """Raise a ValueError unless the tokens lie in the vocabulary."""
-    if lowest < 0 or highest >= vocab_size:
-        bad = lowest if lowest < 0 else highest
-        raise UserValueError(
-            f"token {bad} lies outside 0 .. {vocab_size - 1}; build the model with a larger "
-            "vocab_size or map the token"
-        )
-
-
-def require_num_segments(num_segments: int | None) -> int:
-    """Return the number of segments; raise a ValueError where it is needed and not given."""
+def check_num_segments(num_segments: int | None, *, packed: bool) -> None:
+    """Raise one clear line unless a number of segments is one, of packed sequences."""
     if num_segments is None:
-        raise UserValueError(
-            "segment_ids are traced, so their highest value is unknown here; pass num_segments, "
-            "the most segments in a row"
-        )
-    return num_segments
+        return
+    require_integer("num_segments", num_segments, 1)
+    if not packed:
+        raise UserValueError(f"num_segments={num_segments} needs segment_ids; pass both or neither")

@@ -6,7 +6,7 @@ share one weight: its rows are all of query, then key, then value, and inside ea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from pe_core.encodings import EncodingOptions, Sizes
@@ -45,9 +45,20 @@ def encoding_parameters(
     )
 
 
-def attention_parameters(d_model: int, *, bias: bool) -> tuple[Parameter, ...]:
-    """Return the parameters of one attention layer, named within it."""
-    return tuple(_attention("", d_model, bias=bias))
+def attention_parameters(
+    sizes: Sizes, encodings: Sequence[EncodingOptions], *, bias: bool
+) -> tuple[Parameter, ...]:
+    """Return the parameters of one attention layer and of the encodings that act in it, named
+    within it.
+    """
+    return (
+        *(
+            replace(item, name=f"encodings.{index}.{item.name}")
+            for index, encoding in enumerate(encodings)
+            for item in encoding.parameters(sizes)
+        ),
+        *_attention("", sizes.d_model, bias=bias),
+    )
 
 
 def _linear(

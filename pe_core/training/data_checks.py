@@ -7,7 +7,7 @@ import numpy as np
 from pe_core.data import Batch, Dataset, Sequences
 from pe_core.errors import UserValueError
 from pe_core.model.config import Features, ModelConfig, Tokens
-from pe_core.model.inputs import require_tokens_fit
+from pe_core.model.values import require_tokens_fit
 
 
 def check_data(config: ModelConfig, data: Dataset) -> None:

@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 
 from pe_core.encodings import LearnedTable, Sinusoidal
-from pe_core.model.inputs import require_positions_fit
+from pe_core.model.values import require_positions_fit
 from pe_flax.encodings.angles import Frequencies, sine_cosine
 from pe_flax.encodings.kinds import Additive
 from pe_flax.layers import rows_or_nan

@@ -7,8 +7,7 @@ and methods to override, which take `Positions` and do the mathematics.
 from __future__ import annotations
 
 from collections.abc import Callable
-from operator import index
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple, NoReturn
 
 import jax.numpy as jnp
 from flax import nnx
@@ -16,6 +15,7 @@ from jax import Array
 from jaxtyping import Float, Num
 
 from pe_core.encodings import EncodingOptions, Sizes
+from pe_core.errors import UserTypeError
 from pe_core.model.config import ComputeConfig
 from pe_core.model.inputs import check_heads, check_options, check_pairs, check_steps, has_table
 from pe_flax.call import Call
@@ -58,7 +58,6 @@ class Encoding(nnx.Module):
         check_options(type(self).__name__, self.options_type, options, sizes)
         self.options: Any = options
         self.sizes = sizes
-        seed = None if seed is None else index(seed)
         for item in options.parameters(sizes):
             setattr(self, item.name, initial_parameter(item, seed, rngs, compute))
 
@@ -327,6 +326,13 @@ class Contextual(Encoding):
         compute: ComputeConfig | None = None,
     ) -> None:
         super().__init__(options, Sizes(d_model, num_heads), seed, rngs, compute)
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        """Raise a UserTypeError: this encoding has no call of its own."""
+        raise UserTypeError(
+            f"{type(self).__name__} acts inside attention; pass its options to "
+            "SelfAttention(encodings=...)"
+        )
 
     def _prepare(self, steps: Steps, call: Call) -> Terms:
         """Return the terms of one layer, to be overridden. Private because `nnx.tabulate` calls the

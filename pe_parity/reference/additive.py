@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float64, Num
 
 from pe_core.encodings import Sinusoidal
-from pe_core.model.inputs import require_positions_fit
+from pe_core.model.values import require_positions_fit
 from pe_parity.reference.angles import angles
 from pe_parity.reference.kinds import Additive, Arrays, Positions
 

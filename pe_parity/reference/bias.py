@@ -22,7 +22,8 @@ def t5_bucket(options: T5Bias, offset: np.ndarray) -> np.ndarray:
     """
     half = options.num_buckets // 2
     exact = half // 2
-    distance = np.floor(np.abs(offset)).astype(np.int64)
+    # All that is farther has one bucket; int64 does not hold every difference of floating point.
+    distance = np.floor(np.minimum(np.abs(offset), options.max_distance)).astype(np.int64)
     share = np.log(np.maximum(distance, exact) / exact) / np.log(options.max_distance / exact)
     # The logarithm of a distance at a boundary may round to just below the boundary.
     far = exact + np.floor(share * (half - exact) + 1e-9).astype(np.int64)

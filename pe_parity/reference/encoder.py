@@ -13,16 +13,17 @@ from jaxtyping import Bool, Float, Float64, Int, Integer
 from pe_core.encodings import LearnedTable
 from pe_core.model.config import LAYER_NORM_EPSILON, Features, ModelConfig
 from pe_core.model.dropout_places import DropoutPlace, dropout_place
-from pe_core.model.inputs import (
-    Described,
-    check_call,
+from pe_core.model.inputs import Described, check_call, check_dropout, check_num_segments
+from pe_core.model.positions import real_steps, resolve_positions
+from pe_core.model.random import DROPOUT, derive, dropout_keep, dropout_scale, fold_in
+from pe_core.model.values import (
+    require_dropout_rows_fit,
     require_finite_position,
+    require_num_segments,
     require_positions_fit,
     require_segment_fits,
     require_tokens_fit,
 )
-from pe_core.model.positions import real_steps, resolve_positions
-from pe_core.model.random import DROPOUT, derive, dropout_keep, dropout_scale, fold_in
 from pe_parity.reference import attention
 from pe_parity.reference.kinds import (
     Additive,
@@ -138,6 +139,9 @@ def _begun(
     step: int | None,
     rows: np.ndarray | None,
 ) -> Run:
+    check_dropout(step, None, 0)
+    if rows is not None:
+        require_dropout_rows_fit(int(rows.min()), int(rows.max()))
     exact = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
     return run_type(config, exact, {} if taps is None else taps, seed, step, rows)
 
@@ -219,6 +223,7 @@ def forward(
 
     `run_type` computes the parts: `Run`, or a subclass with a fault.
     """
+    check_num_segments(num_segments, packed=segment_ids is not None)
     run = _begun(run_type, config, arrays, taps, seed, dropout_step, dropout_rows)
     state = _encode(run, x, mask, positions, segment_ids)
     if config.pooling == "cls":
@@ -227,7 +232,7 @@ def forward(
         real = real_steps(mask, segment_ids)
         member = np.ones(state.shape[:2], bool)[:, None] if real is None else real[:, None]
         if segment_ids is not None:
-            count = int(segment_ids.max()) if num_segments is None else num_segments
+            count = require_num_segments(num_segments, int(segment_ids.max()))
             member = member & (segment_ids[:, None] == np.arange(1, count + 1)[:, None])
         pooled = run.pool(state, member)
         pooled = pooled if segment_ids is not None else pooled[:, 0]

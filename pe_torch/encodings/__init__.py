@@ -26,6 +26,7 @@ from pe_torch.encodings.kinds import (
     QueryKey,
     Steps,
     Terms,
+    bare,
 )
 from pe_torch.encodings.rotary import RotaryEncoding
 
@@ -106,6 +107,7 @@ __all__ = [
     "Steps",
     "T5BiasEncoding",
     "Terms",
+    "bare",
     "make_encoding",
     "register",
 ]

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pe_core.encodings import LearnedTable, Sinusoidal
-from pe_core.model.inputs import require_positions_fit
+from pe_core.model.values import require_positions_fit
 from pe_torch.encodings.angles import Frequencies, sine_cosine
 from pe_torch.encodings.kinds import Additive
-from pe_torch.layers import rows_or_nan
+from pe_torch.layers import rows_or_nan, widened
 from pe_torch.positions import Positions, can_read, is_captured
 
 
@@ -149,8 +149,9 @@ class SinusoidalEncoding(Additive):
 
     def _waves(self, positions: Positions, dtype: torch.dtype) -> Tensor:
         width, options = self.sizes.d_model, self.options
-        sine, cosine = sine_cosine(positions, self._frequencies, dtype)
+        # Autocast refuses to stack a narrow dtype that is not its own.
+        sine, cosine = sine_cosine(positions, self._frequencies, widened(dtype))
         if options.layout == "interleaved":
-            return torch.stack([sine, cosine], dim=-1).flatten(-2)[..., :width]
-        waves = torch.cat([sine, cosine], dim=-1)[..., :width]
+            return torch.stack([sine, cosine], dim=-1).flatten(-2)[..., :width].to(dtype)
+        waves = torch.cat([sine, cosine], dim=-1)[..., :width].to(dtype)
         return functional.pad(waves, (0, width - waves.shape[-1]))

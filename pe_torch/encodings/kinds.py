@@ -7,19 +7,19 @@ and methods to override, which take `Positions` and do the mathematics.
 from __future__ import annotations
 
 from collections.abc import Callable
-from operator import index
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple, NoReturn
 
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from pe_core.encodings import EncodingOptions, Sizes
+from pe_core.errors import UserTypeError
 from pe_core.model.config import ComputeConfig
 from pe_core.model.inputs import check_heads, check_options, check_pairs, check_steps, has_table
 from pe_torch.call import Call
 from pe_torch.layers import initial_parameter
-from pe_torch.layout import as_arrays, as_batch_first, describe, described
+from pe_torch.layout import as_arrays, as_batch_first, describe, described, unwrap
 from pe_torch.positions import (
     Positions,
     Rows,
@@ -56,7 +56,6 @@ class Encoding(nn.Module):
         check_options(type(self).__name__, self.options_type, options, sizes)
         self.options: Any = options
         self.sizes = sizes
-        seed = None if seed is None else index(seed)
         for item in options.parameters(sizes):
             self.register_parameter(item.name, initial_parameter(item, seed, compute))
         self._prepare_constants()
@@ -79,6 +78,13 @@ class PerLayer(nn.Module):
     def _for_layer(self, layer: int) -> Encoding:
         """Return the encoding of a layer."""
         return self.layers[layer]  # type: ignore[return-value]
+
+
+def bare(item: nn.Module) -> Any:
+    """Return the encoding inside of what wraps it, such as torch.compile, which would not be seen
+    for what it is.
+    """
+    return item if isinstance(item, Encoding | PerLayer) else unwrap(item)
 
 
 class Additive(Encoding):
@@ -324,6 +330,13 @@ class Contextual(Encoding):
         compute: ComputeConfig | None = None,
     ) -> None:
         super().__init__(options, Sizes(d_model, num_heads), seed, compute)
+
+    def forward(self, *_: Any, **__: Any) -> NoReturn:
+        """Raise a UserTypeError: this encoding has no call of its own."""
+        raise UserTypeError(
+            f"{type(self).__name__} acts inside attention; pass its options to "
+            "SelfAttention(encodings=...)"
+        )
 
     def _prepare(self, steps: Steps, call: Call) -> Terms:
         """Return the terms of one layer, to be overridden. Private because `nnx.tabulate` calls the
