@@ -40,6 +40,8 @@ MIRROR_EXCEPTIONS = {
     "layers.py: under_autocast": "autocast is torch's",
     "layers.py: without_autocast": "the same",
     "layers.py: widened": "one expression in each place of Flax",
+    "encodings/kinds.py: bare": "nothing wraps a Flax module",
+    "layers.py: random_seed": "Flax draws from the rngs that it is given",
     "layout.py: unwrap": "nothing wraps a Flax module",
     "layout.py: canonical_name": "the same",
     "positions.py: is_captured": "CUDA graphs are recorded by hand in torch",

@@ -159,11 +159,12 @@ def test_wrapped_parts_are_seen_for_what_they_are(wrap: Callable[[Any], Any]) ->
         model = pe_torch.SequenceClassifier(config, seed=3).eval()
         exact, encoder = model(given), model.encoder
         encoder.input = wrap(encoder.input)
-        for n, item in enumerate(encoder.encodings):
+        parts: Any = encoder.encodings
+        for n, item in enumerate(parts):
             if hasattr(item, "layers"):
                 item.layers[0] = wrap(item.layers[0])
             else:
-                encoder.encodings[n] = wrap(item)
+                parts[n] = wrap(item)
         assert_near(model(given), exact)
     alone = pe_torch.SelfAttention(12, 3, encodings=options, seed=3)
     steps = torch.randn(2, 5, 12)

@@ -24,7 +24,8 @@ from pe_core.model.values import require_dropout_rows_fit
 from pe_torch.attention import Attention
 from pe_torch.call import Call, Taps
 from pe_torch.dropout import Dropout
-from pe_torch.encodings import Additive, Encoding, bare, make_encoding
+from pe_torch.encodings import Additive, Encoding, make_encoding
+from pe_torch.encodings.kinds import bare
 from pe_torch.layers import LayerNorm, Linear, Table
 from pe_torch.layout import as_arrays, as_int64, describe, described, put_arrays, unwrap
 from pe_torch.pooling import Pool

@@ -15,7 +15,8 @@ from pe_core.model.parameters import attention_parameters
 from pe_torch.attention import Attention
 from pe_torch.call import Call
 from pe_torch.dropout import Masks
-from pe_torch.encodings import bare, make_encoding
+from pe_torch.encodings import make_encoding
+from pe_torch.encodings.kinds import bare
 from pe_torch.layers import random_seed
 from pe_torch.layout import as_arrays, as_batch_first, describe, described, put_arrays
 from pe_torch.positions import as_segments, locate, real_steps

@@ -19,7 +19,7 @@ def initial_arrays(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
     return draw(parameters(config), seed)
 
 
-def draw(items: tuple[Parameter, ...], seed: int) -> dict[str, np.ndarray]:
+def draw(items: tuple[Parameter, ...], seed: int | np.integer) -> dict[str, np.ndarray]:
     """Return float32 arrays, each drawn in float64 from the key of its own name and cast once.
 
     The key depends on the name alone, so a weight does not change when another is added before it.
@@ -30,6 +30,6 @@ def draw(items: tuple[Parameter, ...], seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def parameter_key(name: str, seed: int) -> Key:
+def parameter_key(name: str, seed: int | np.integer) -> Key:
     """Return the key from which the parameter of a name is drawn."""
     return derive(seed, INITIAL_WEIGHTS, zlib.crc32(name.encode()))

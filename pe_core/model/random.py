@@ -41,7 +41,7 @@ DROPOUT_LEVELS: Final = 1 << 16
 Key = UInt32[np.ndarray, "2"]
 
 
-def key(seed: int) -> Key:
+def key(seed: int | np.integer) -> Key:
     """Return the key of a seed, the same as `jax.random.key_data(jax.random.key(seed))`.
 
     Raises:
@@ -87,7 +87,7 @@ def fold_in(
     return np.stack(threefry2x32(key, np.zeros_like(low), low), axis=-1)
 
 
-def derive(seed: int, *data: int) -> Key:
+def derive(seed: int | np.integer, *data: int) -> Key:
     """Return the key of a seed for a purpose and its counters, folded in one after the other."""
     derived = key(seed)
     for number in data:

@@ -26,7 +26,6 @@ from pe_torch.encodings.kinds import (
     QueryKey,
     Steps,
     Terms,
-    bare,
 )
 from pe_torch.encodings.rotary import RotaryEncoding
 
@@ -107,7 +106,6 @@ __all__ = [
     "Steps",
     "T5BiasEncoding",
     "Terms",
-    "bare",
     "make_encoding",
     "register",
 ]
