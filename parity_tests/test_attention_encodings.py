@@ -100,7 +100,14 @@ def test_torch_is_the_reference_and_blocks_are_the_whole(name: str, call: str) -
             assert np.linalg.norm(found - one) <= budget("gradient/", "float64").bound * total
 
 
-@pytest.mark.parametrize(("name", "call"), CASES)
+# Flax compiles operation by operation: all calls with all encodings together, the two that need the
+# most with each.
+HARDEST = ("padded on the right, in front", "packed and masked")
+
+
+@pytest.mark.parametrize(
+    ("name", "call"), [(name, call) for name, call in CASES if name == "all" or call in HARDEST]
+)
 def test_flax_is_the_reference(name: str, call: str) -> None:
     model, (exact, exact_taps) = config(name, call), expected(name, call)
     x = small_batch(model).inputs.astype(np.float64)

@@ -50,7 +50,6 @@ def assert_exported(call: Any, names: str) -> None:
 @pytest.mark.parametrize(
     ("pooling", "keyword", "encodings"),
     [
-        ("mean", "", (Sinusoidal(),)),
         ("mean", "segments", EVERY),
         ("max", "positions", EVERY),
         ("cls", "mask", EVERY),
@@ -103,7 +102,7 @@ def test_a_position_outside_the_table_of_an_export_is_nan() -> None:
 MAKE: dict[str, Any] = {
     "table": lambda rngs: pe_flax.LearnedTableEncoding(LearnedTable(9), d_model=12, rngs=rngs),
     "attention": lambda rngs: pe_flax.SelfAttention(
-        12, 3, encodings=(LearnedTable(9), Rotary(), T5Bias(), Shaw(2)), dropout=0.5, rngs=rngs
+        12, 3, encodings=(LearnedTable(9), Shaw(2)), dropout=0.5, rngs=rngs
     ),
 }
 
