@@ -36,8 +36,13 @@ install_import_hook(
 # A job that a shell starts in the background ignores SIGINT, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+from collections.abc import Iterator
+
 import hypothesis
 import jax
+import pytest
+
+from pe_flax.program import PROGRAMS
 
 # `make lowest` runs tests that need no torch where there is none.
 if "PE_WITHOUT_TORCH" not in os.environ:
@@ -50,3 +55,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tests")
+
+
+@pytest.fixture(autouse=True)
+def _no_program_outlives_a_patch(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compile anew where a test patches: what was compiled before does not know of it."""
+    patched = "monkeypatch" in request.fixturenames
+    if patched:
+        PROGRAMS.clear()
+    yield
+    if patched:
+        PROGRAMS.clear()

@@ -2,7 +2,6 @@
 millionth of the way that weights went.
 """
 
-import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -37,11 +36,8 @@ from pe_parity.budgets import BUDGETS, distance
 from pe_parity.trace import Trace
 
 STEPS = 1000
-GRID = [
-    Case(*options, STEPS)
-    for options in itertools.product((0.0, 0.1), (None, CLIP), ("constant", "warmup_cosine"))
-]
-FULL = GRID[-1]
+# The options one by one are held to AdamW over fewer steps; here are none and all of them.
+BARE, FULL = Case(0.0, None, "constant", STEPS), Case(0.1, CLIP, "warmup_cosine", STEPS)
 STOCK = {"single": False, "foreach": True}
 
 
@@ -67,7 +63,7 @@ OURS: dict[str, Callable[[Case, str], Trace]] = {
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
-@pytest.mark.parametrize("case", GRID, ids=str)
+@pytest.mark.parametrize("case", [BARE, FULL], ids=str)
 def test_a_thousand_steps_stay_with_adamw(case: Case, precision: str) -> None:
     found = {name: run(case, precision) for name, run in OURS.items()}
     for kernel in STOCK:

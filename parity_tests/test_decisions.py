@@ -322,9 +322,9 @@ def test_products_are_taken_at_full_precision() -> None:
     flax = engines["flax"]
     content = pe_flax.engine._content(batch)
     programs = {
-        "step": flax._train_step.lower(flax._state, content, np.uint32(0)),
-        "evaluate": flax._evaluate.lower(flax._state.weights, content),
-        "predict": flax._predict.lower(flax._state.weights, content),
+        "step": flax._program.train_step.lower(flax._state, flax._rest, content, np.uint32(0)),
+        "evaluate": flax._program.evaluate.lower(flax._state.weights, flax._rest, content),
+        "predict": flax._program.predict.lower(flax._state.weights, flax._rest, content),
     }
     for name, program in programs.items():
         products = [line for line in program.as_text().splitlines() if "dot_general" in line]

@@ -38,7 +38,7 @@ CONFIG = ModelConfig(
     attention_bias=True,
 )
 RUN = TrainConfig(batch_size=50, learning_rate=1e-3)
-LENGTH, ULPS = 40, 6
+LENGTH, ULPS = 24, 4
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ from pe_core.training.run_directory import (
 
 # How many kills, and how many of them in saves of a checkpoint, in saves of one that was damaged
 # (the step is saved again), and in saves of the model.
-KILLS, IN_SAVES = 20, (8, 3, 3)
+KILLS, IN_SAVES = 12, (5, 2, 2)
 KILLS_OF_EVIDENCE, IN_SAVES_OF_EVIDENCE = 100, (40, 15, 15)
 INTERVAL, STEPS = 3, 72
 WORDS = (

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import pe_flax.engine
+import pe_flax.program
 import pe_torch.engine
 from parity_tests.cases import ENGINES, FEATURES, LENGTH, small_config
 from parity_tests.saved_folders import Digests, digests
@@ -113,16 +114,25 @@ class TorchBadGradient(pe_torch.engine.Engine):
         return super().gradients(batch, step)
 
 
-class FlaxBadGradient(pe_flax.engine.Engine):
+class BadProgram(pe_flax.program.Program):
     """NaN in one gradient of one step, compiled in."""
 
-    def _gradient(self, weights: Any, batch: dict[str, Any], step: Any) -> Any:
-        found, gradients = super()._gradient(weights, batch, step)
+    def _gradient(self, weights: Any, rest: Any, batch: dict[str, Any], step: Any) -> Any:
+        found, gradients = super()._gradient(weights, rest, batch, step)
         if step is None:
             return found, gradients
-        split = self._split(gradients)
+        split = self.split(gradients)
         split[GRADIENT] = jnp.where(jnp.equal(step, BAD), jnp.nan, split[GRADIENT])
         return found, self._join(split)
+
+
+class FlaxBadGradient(pe_flax.engine.Engine):
+    """An engine of this program."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        model = pe_flax.SequenceClassifier(self.config, compute=self.compute)
+        self._program = BadProgram(model, TRAIN, STEPS)
 
 
 BAD_GRADIENTS: dict[str, EngineType] = {"torch": TorchBadGradient, "flax": FlaxBadGradient}

@@ -80,9 +80,19 @@ def truth(first: str) -> Arrays:
     return run.take()
 
 
-@pytest.mark.parametrize("precision", ["float64", "float32"])
-@pytest.mark.parametrize("first", list(STOCK))
-@pytest.mark.parametrize("then", ["engine torch", "engine flax", "stock torch", "stock flax"])
+@pytest.mark.parametrize(
+    ("first", "then", "precision"),
+    [
+        *(
+            (first, f"{kind} {then}", "float64")
+            for kind in ("engine", "stock")
+            for first in STOCK
+            for then in STOCK
+        ),
+        ("flax", "engine torch", "float32"),
+        ("torch", "stock flax", "float32"),
+    ],
+)
 def test_a_stock_run_continues_anywhere(first: str, then: str, precision: Precision) -> None:
     last = continued(then, stopped(first, precision), precision)
     assert last[COUNT] == TOTAL
@@ -206,7 +216,7 @@ def flax_weights(chain: str, forgotten: str | None = None) -> tuple[Arrays, Stoc
     return pe_flax.to_arrays(run.model), run
 
 
-@pytest.mark.parametrize("chain", list(CHAINS))
+@pytest.mark.parametrize("chain", ["chain", "inject"])
 def test_a_forgotten_counter_of_optax_is_caught(chain: str) -> None:
     right, _ = flax_weights(chain)
     for counter in COUNTERS[chain]:

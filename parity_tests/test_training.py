@@ -51,6 +51,19 @@ def test_the_same_run_twice_is_the_same_bits(name: str) -> None:
     assert bits(one.arrays) == bits(other.arrays)
 
 
+def test_seeds_share_what_flax_compiles() -> None:
+    """A study over seeds compiles once, and each seed still has masks of its own."""
+    config, losses, programs = CONFIGS["dropout"], [], []
+    for seed in (0, 1):
+        given = TrainConfig(seed=seed, epochs=seed + 1)
+        arrays = perturbed_arrays(config)
+        engine: Any = ENGINES["flax"](config, arrays, given, ComputeConfig(), seed + 1)
+        losses.append(engine.read([engine.train_step(small_batch(config), 0)])[0, 0])
+        programs.append(engine._program)
+    assert programs[0] is programs[1]
+    assert losses[0] != losses[1]
+
+
 def test_the_order_of_batches_is_a_function_of_the_seed() -> None:
     found, first = data(masked=True), set()
     for seed in (0, 1):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from pe_core.errors import UserTypeError
 from pe_core.model.dropout_places import DropoutPlace, count_places, dropout_place
 from pe_core.model.inputs import check_native_rows
 from pe_core.model.random import (
@@ -148,19 +149,24 @@ class Dropout(nnx.Module):
         rate: share of the elements to drop.
         num_layers: blocks of the model.
         seed: of the masks of steps, and of the stream `dropout`.
+        rngs: its stream `dropout` draws a key in place of a seed.
         native: draw from `jax.random.bernoulli` instead.
     """
 
     def __init__(
-        self, rate: float, *, num_layers: int, seed: int = 0, native: bool = False
+        self,
+        rate: float,
+        *,
+        num_layers: int,
+        seed: int | None = 0,
+        rngs: nnx.Rngs | None = None,
+        native: bool = False,
     ) -> None:
         self.rate = rate
         self.num_layers = num_layers
-        self.seed = seed
         self.native = native
         self.deterministic = False
-        key = jax.random.wrap_key_data(jnp.asarray(derive(seed, DROPOUT)), impl="threefry2x32")
-        self.stream = nnx.Rngs(dropout=key).dropout if rate > 0.0 else None
+        self.stream = _stream(seed, rngs) if rate > 0.0 else None
 
     def begin(self, step: int | Array | None, samples: Array | None = None) -> Masks | None:
         """Return the masks of a training step; None, which keeps everything, in evaluation.
@@ -178,6 +184,18 @@ class Dropout(nnx.Module):
         if step is None:
             keys = jax.random.bits(self.stream(), (places, 2), jnp.uint32)
         else:
-            key = fold_in(jnp.asarray(derive(self.seed, DROPOUT)), jnp.asarray(step, jnp.uint32))
+            base = jax.random.key_data(self.stream.key[...])
+            key = fold_in(base, jnp.asarray(step, jnp.uint32))
             keys = fold_in(key[None], jnp.arange(places, dtype=jnp.uint32))
         return Masks(self.rate, keys, self.native, samples)
+
+
+def _stream(seed: int | None, rngs: nnx.Rngs | None) -> nnx.RngStream:
+    """Return the stream `dropout` of a model; its key is also that of the masks of steps."""
+    if seed is not None:
+        words = jnp.asarray(derive(seed, DROPOUT))
+    elif rngs is not None:
+        words = jax.random.bits(rngs.dropout(), (2,), jnp.uint32)
+    else:
+        raise UserTypeError("dropout needs random numbers; pass rngs=nnx.Rngs(0) or seed=0")
+    return nnx.Rngs(dropout=jax.random.wrap_key_data(words, impl="threefry2x32")).dropout

@@ -15,7 +15,6 @@ from jaxtyping import Bool, Float, Int, Num
 
 from pe_core.errors import UserValueError
 from pe_core.model.config import ComputeConfig, Features, ModelConfig
-from pe_core.model.initial import draw
 from pe_core.model.inputs import (
     check_call,
     check_dropout,
@@ -29,8 +28,8 @@ from pe_flax.attention import Attention
 from pe_flax.call import Call, Taps
 from pe_flax.dropout import Dropout
 from pe_flax.encodings import Additive, Encoding, make_encoding
-from pe_flax.layers import LayerNorm, Linear, Table, zeros
-from pe_flax.layout import as_arrays, describe, described, put_arrays
+from pe_flax.layers import LayerNorm, Linear, Table, fill_parameters, zeros
+from pe_flax.layout import as_arrays, describe, described
 from pe_flax.pooling import Pool
 from pe_flax.positions import Positions, as_segments, can_look, can_read, locate, real_steps
 
@@ -104,7 +103,9 @@ class Encoder(nnx.Module):
 
     Args:
         config: what the model is; pooling and head are left out.
-        seed: of the initial parameters, and of the dropout.
+        seed: of the initial parameters, and of the dropout; 0 where there are no rngs either.
+        rngs: its streams `params` and `dropout` take the place of a seed, so that `nnx.vmap` over
+            the constructor makes models that differ.
         compute: how it is computed; float64 needs `jax_enable_x64`.
 
     Example:
@@ -117,7 +118,12 @@ class Encoder(nnx.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, *, seed: int = 0, compute: ComputeConfig | None = None
+        self,
+        config: ModelConfig,
+        *,
+        seed: int | None = None,
+        rngs: nnx.Rngs | None = None,
+        compute: ComputeConfig | None = None,
     ) -> None:
         compute = compute or ComputeConfig()
         if compute.precision == "float64" and not jax.config.read("jax_enable_x64"):
@@ -125,6 +131,7 @@ class Encoder(nnx.Module):
                 "precision 'float64' is off in JAX; switch it on with "
                 "jax.config.update('jax_enable_x64', True)"
             )
+        seed = 0 if seed is None and rngs is None else seed
         self.config = config
         self.compute = compute
         if isinstance(config.inputs, Features):
@@ -135,7 +142,12 @@ class Encoder(nnx.Module):
             self.input = Table(config.inputs.vocab_size, config.d_model, compute=compute)
         self.encodings = nnx.List(
             make_encoding(
-                options, config.sizes, num_layers=config.num_layers, seed=seed, compute=compute
+                options,
+                config.sizes,
+                num_layers=config.num_layers,
+                seed=seed,
+                rngs=rngs,
+                compute=compute,
             )
             for options in config.encodings
         )
@@ -145,14 +157,14 @@ class Encoder(nnx.Module):
             config.dropout,
             num_layers=config.num_layers,
             seed=seed,
+            rngs=rngs,
             native=compute.dropout_rng == "native",
         )
-        put_arrays(self, draw(encoder_parameters(config), seed))
+        fill_parameters(self, encoder_parameters(config), seed, rngs)
 
     def __call__(
         self,
         x: Num[Array, "batch length *num_features"],
-        *,
         mask: Bool[Array, "batch length"] | None = None,
         positions: Num[Array, "*batch length"] | None = None,
         segment_ids: Int[Array, "batch length"] | None = None,
@@ -267,7 +279,9 @@ class SequenceClassifier(nnx.Module):
 
     Args:
         config: what the model is.
-        seed: of the initial parameters, and of the dropout.
+        seed: of the initial parameters, and of the dropout; 0 where there are no rngs either.
+        rngs: its streams `params` and `dropout` take the place of a seed, so that `nnx.vmap` over
+            the constructor makes models that differ.
         compute: how it is computed; float64 needs `jax_enable_x64`.
 
     Example:
@@ -281,17 +295,23 @@ class SequenceClassifier(nnx.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, *, seed: int = 0, compute: ComputeConfig | None = None
+        self,
+        config: ModelConfig,
+        *,
+        seed: int | None = None,
+        rngs: nnx.Rngs | None = None,
+        compute: ComputeConfig | None = None,
     ) -> None:
         compute = compute or ComputeConfig()
-        self.encoder = Encoder(config, seed=seed, compute=compute)
+        seed = 0 if seed is None and rngs is None else seed
+        self.encoder = Encoder(config, seed=seed, rngs=rngs, compute=compute)
         cls = config.pooling == "cls"
         self.cls = nnx.Param(zeros((config.d_model,), compute)) if cls else None
         self.pooling = Pool(config, compute=compute)
         self.head = Linear(config.d_model, config.num_classes, compute=compute)
         inner = {item.name for item in encoder_parameters(config)}
         own = tuple(item for item in parameters(config) if item.name not in inner)
-        put_arrays(self, draw(own, seed))
+        fill_parameters(self, own, seed, rngs)
 
     @property
     def config(self) -> ModelConfig:
@@ -306,7 +326,6 @@ class SequenceClassifier(nnx.Module):
     def __call__(
         self,
         x: Num[Array, "batch length *num_features"],
-        *,
         mask: Bool[Array, "batch length"] | None = None,
         positions: Num[Array, "*batch length"] | None = None,
         segment_ids: Int[Array, "batch length"] | None = None,

@@ -1,17 +1,14 @@
-"""One training step and one prediction, compiled; state out to and in from NumPy."""
+"""A model in training or ready to predict: its state on a device, to and from NumPy."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jax import Array
 
@@ -22,28 +19,12 @@ from pe_core.storage.model_directory import check_arrays
 from pe_core.training.config import TrainConfig
 from pe_core.training.data_checks import check_batch
 from pe_flax.encoder import SequenceClassifier
-from pe_flax.layout import canonical_variables
-from pe_flax.optimizer import GROUPS, AdamState, global_norm, make_optimizer
-
-Weights = dict[str, Array]
-
-
-class _State(NamedTuple):
-    """What a step changes: weights and moments lie end to end in one vector for each group of the
-    optimizer.
-    """
-
-    weights: Weights
-    optimizer: Any
-    finite: Array
+from pe_flax.optimizer import AdamState
+from pe_flax.program import State, Weights, program
 
 
 class Engine:
     """A model in training, or ready to predict.
-
-    Steps are compiled over a few plain arrays with donated buffers: `nnx.jit` over the module would
-    walk it at every call, and an optimizer over every weight apart would be a hundred small
-    kernels.
 
     Args:
         config: what the model is.
@@ -69,40 +50,16 @@ class Engine:
         self.device = jax.devices(device)[0] if device else jax.devices()[0]
         with self._mode():
             model = SequenceClassifier(config, seed=train.seed, compute=compute)
-            variables = canonical_variables(model)
-            # In the order of the paths of canonical names, numbers as numbers.
-            self._variables = {
-                name: (variables[name][0].shape, variables[name][1])
-                for name in sorted(variables, key=_path)
-            }
-            decays = {item.name: item.decay for item in parameters(config)}
-            self._groups = {
-                group: [n for n in self._variables if decays[n] == (GROUPS[group])]
-                for group in GROUPS
-            }
-            model.train()
-            parts: tuple[Any, ...] = nnx.split(model, nnx.Param, ...)
-            model.eval()
-            self._graphs = {True: parts[0], False: nnx.graphdef(model)}
-            self._tree = jax.tree.structure(parts[1])
-            self._leaves = list(variables)
-            self._rest = parts[2]
-            self._optimizer = make_optimizer(config, train, total_steps)
+            self._program = program(model, train, compute, total_steps)
+            # The key of the dropout, which a seed decides.
+            rest = jax.tree.leaves(nnx.state(model, nnx.Not(nnx.Param)))
+            self._rest = jax.device_put(rest, self.device)
             live = self._put(arrays)
-            self._state = _State(
+            self._state = State(
                 live,
-                jax.device_put(self._optimizer.init(live), self.device),
+                jax.device_put(self._program.optimizer.init(live), self.device),
                 jax.device_put(np.array(True), self.device),
             )
-        self._train_step = jax.jit(self._step, donate_argnums=0)
-        self._evaluate = jax.jit(
-            lambda weights, batch: self._loss(self._split(weights), batch, None)[1]
-        )
-        self._predict = jax.jit(
-            lambda weights, batch: self._logits(self._split(weights), batch, None)
-        )
-        self._taps = jax.jit(self._tapped)
-        self._gradients = jax.jit(self._gradient)
 
     def train_step(self, batch: Batch, step: int) -> Array:
         """Take one step and return (loss, correct, weight, gradient norm) on the device, not waited
@@ -112,20 +69,21 @@ class Engine:
         that follow.
         """
         with self._mode():
-            self._state, metrics = self._train_step(
-                self._state, self._checked(batch), np.uint32(step)
+            self._state, metrics = self._program.train_step(
+                self._state, self._rest, self._checked(batch), np.uint32(step)
             )
         return metrics
 
     def evaluate(self, batch: Batch) -> Array:
         """Return (loss, correct, weight, 0) of a batch on the device, not waited for."""
         with self._mode():
-            return self._evaluate(self._state.weights, self._checked(batch))
+            return self._program.evaluate(self._state.weights, self._rest, self._checked(batch))
 
     def predict(self, batch: Batch) -> np.ndarray:
         """Return the logits of a batch, (batch, num_classes)."""
         with self._mode():
-            return np.asarray(self._predict(self._state.weights, self._checked(batch)))
+            logits = self._program.predict(self._state.weights, self._rest, self._checked(batch))
+            return np.asarray(logits)
 
     def read(self, metrics: Sequence[Array]) -> np.ndarray:
         """Wait for metrics and return them as rows of float64."""
@@ -138,8 +96,9 @@ class Engine:
         of a step.
         """
         with self._mode():
-            (loss, _), found = self._gradients(
+            (loss, _), found = self._program.gradients(
                 self._state.weights,
+                self._rest,
                 self._checked(batch),
                 None if step is None else np.uint32(step),
             )
@@ -150,12 +109,14 @@ class Engine:
         with the dropout of a step.
         """
         with self._mode():
-            found = self._taps(
+            found = self._program.taps(
                 self._state.weights,
+                self._rest,
                 self._checked(batch),
                 None if step is None else np.uint32(step),
             )
-            return {name: np.asarray(found[name].astype(self.dtype)) for name in self._tap_order}
+            order = self._program.tap_order
+            return {name: np.asarray(found[name].astype(self.dtype)) for name in order}
 
     def weights(self) -> dict[str, np.ndarray]:
         """Return the weights under their canonical names."""
@@ -198,7 +159,7 @@ class Engine:
             optimizer = jax.tree.map(
                 replaced, self._state.optimizer, is_leaf=lambda item: hasattr(item, "count")
             )
-            self._state = _State(
+            self._state = State(
                 tree("param"), optimizer, jax.device_put(np.array(True), self.device)
             )
 
@@ -211,108 +172,25 @@ class Engine:
 
     def _put(self, arrays: Mapping[str, np.ndarray]) -> Weights:
         check_arrays(parameters(self.config), arrays, "the dictionary of arrays")
-        live = {name: np.asarray(arrays[name], self.dtype) for name in self._variables}
+        live = {name: np.asarray(arrays[name], self.dtype) for name in self._program.variables}
         laid = {
             name: (live[name].T if transposed else live[name]).ravel()
-            for name, (_, transposed) in self._variables.items()
+            for name, (_, transposed) in self._program.variables.items()
         }
         return {
             group: jax.device_put(np.concatenate([laid[n] for n in names]), self.device)
-            for group, names in self._groups.items()
+            for group, names in self._program.groups.items()
         }
 
     def _get(self, weights: Weights) -> dict[str, np.ndarray]:
-        host = self._split(jax.device_get(weights))
-        names = [item.name for item in parameters(self.config)]
+        host = self._program.split(jax.device_get(weights))
+        laid = self._program.variables
         return {
-            name: np.array(host[name].T if self._variables[name][1] else host[name], order="C")
-            for name in names
-        }
-
-    def _split(self, weights: Mapping[str, Any]) -> dict[str, Any]:
-        """The weights one by one, in the module's layout; on the device or as NumPy."""
-        found = {}
-        for group, names in self._groups.items():
-            start = 0
-            for name in names:
-                shape = self._variables[name][0]
-                end = start + math.prod(shape)
-                found[name] = weights[group][start:end].reshape(shape)
-                start = end
-        return found
-
-    def _join(self, found: dict[str, Array]) -> Weights:
-        return {
-            group: jnp.concatenate([found[name].ravel() for name in names])
-            for group, names in self._groups.items()
-        }
-
-    def _model(self, weights: dict[str, Array], training: bool) -> SequenceClassifier:
-        tree = jax.tree.unflatten(self._tree, [weights[name] for name in self._leaves])
-        return nnx.merge(self._graphs[training], tree, self._rest)
-
-    def _logits(
-        self,
-        weights: Weights,
-        batch: dict[str, Any],
-        step: Any,
-        taps: dict[str, Array] | None = None,
-    ) -> Array:
-        # On a GPU, JAX takes float32 products in TF32 unless told otherwise.
-        with jax.default_matmul_precision("highest"):
-            return self._model(weights, step is not None)(
-                batch["inputs"], mask=batch["mask"], taps=taps, dropout_step=step
+            item.name: np.array(
+                host[item.name].T if laid[item.name][1] else host[item.name], order="C"
             )
-
-    def _tapped(self, weights: Weights, batch: dict[str, Any], step: Any) -> dict[str, Array]:
-        taps: dict[str, Array] = {}
-        taps["loss"] = self._loss(self._split(weights), batch, step, taps)[0]
-        # A compiled function returns dictionaries sorted by key.
-        self._tap_order = list(taps)
-        return taps
-
-    def _loss(
-        self,
-        weights: Weights,
-        batch: dict[str, Any],
-        step: Any,
-        taps: dict[str, Array] | None = None,
-    ) -> tuple[Array, Array]:
-        logits = self._logits(weights, batch, step, taps)
-        labels, share = batch["labels"], batch["weights"].astype(logits.dtype)
-        total = share.sum()
-        loss = (
-            optax.softmax_cross_entropy_with_integer_labels(logits, labels) * share
-        ).sum() / total
-        correct = (
-            (logits.argmax(axis=-1).astype(labels.dtype) == labels).astype(share.dtype) * share
-        ).sum()
-        return loss, jnp.stack([loss, correct, total, jnp.zeros_like(loss)])
-
-    def _gradient(
-        self, weights: Weights, batch: dict[str, Any], step: Any
-    ) -> tuple[tuple[Array, Array], Weights]:
-        found, gradients = jax.value_and_grad(self._loss, has_aux=True)(
-            self._split(weights), batch, step
-        )
-        return found, self._join(gradients)
-
-    def _step(self, state: _State, batch: dict[str, Any], step: Array) -> tuple[_State, Array]:
-        (loss, metrics), gradients = self._gradient(state.weights, batch, step)
-        norm = global_norm(gradients)
-        finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(norm)
-        updates, optimizer = self._optimizer.update(gradients, state.optimizer, state.weights)
-        weights = optax.apply_updates(state.weights, updates)
-        kept = jax.tree.map(
-            partial(jnp.where, finite),
-            _State(weights, optimizer, finite),
-            _State(state.weights, state.optimizer, finite),
-        )
-        return kept, metrics.at[3].set(norm)
-
-
-def _path(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (0, part) for part in name.split(".")]
+            for item in parameters(self.config)
+        }
 
 
 def _content(batch: Batch) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pe_core.model.config import LAYER_NORM_EPSILON, ComputeConfig
 from pe_core.model.initial import draw
 from pe_core.model.laws import Constant, Normal, Parameter, Uniform, Values, XavierUniform
 from pe_core.model.values import require_tokens_fit
+from pe_flax.layout import canonical_variables, put_arrays
 from pe_flax.positions import can_read
 
 
@@ -91,26 +92,56 @@ def zeros(shape: tuple[int, ...], compute: ComputeConfig) -> Array:
     return jnp.asarray(np.zeros(shape, compute.array_dtype))
 
 
+def fill_parameters(
+    module: nnx.Module, items: tuple[Parameter, ...], seed: int | None, rngs: nnx.Rngs | None
+) -> None:
+    """Put initial values into a module, in place.
+
+    Args:
+        module: its encodings were made with the same seed or rngs.
+        items: its parameters, by canonical name.
+        seed: draws by these names, so that two encodings of one kind start apart.
+        rngs: the stream `params` draws the values where there is no seed; encodings keep theirs.
+
+    Raises:
+        UserTypeError: neither seed nor rngs.
+    """
+    if seed is not None:
+        put_arrays(module, draw(items, seed))
+        return
+    variables = canonical_variables(module)
+    for item in items:
+        if item.name.split(".")[0] != "encodings":
+            variable, transposed = variables[item.name]
+            value = initial_value(item, None, rngs, variable.dtype)
+            variable[...] = value.T if transposed else value
+
+
 def initial_parameter(
     item: Parameter,
     seed: Any,
     rngs: nnx.Rngs | None,
     compute: ComputeConfig | None,
 ) -> nnx.Param:
-    """Return a parameter drawn from its initial law.
+    """Return a parameter drawn from its initial law; float32 where there is no compute."""
+    dtype = (compute or ComputeConfig()).array_dtype
+    return nnx.Param(initial_value(item, seed, rngs, dtype))
+
+
+def initial_value(item: Parameter, seed: Any, rngs: nnx.Rngs | None, dtype: Any) -> Array:
+    """Return the values of a parameter, drawn from its initial law.
 
     Args:
         item: name, shape and law.
         seed: the same values in both backends.
         rngs: the stream `params` draws the values where there is no seed.
-        compute: its precision is that of the parameter; float32 when None.
+        dtype: of the values.
 
     Raises:
         UserTypeError: neither seed nor rngs, or a law that needs a seed.
     """
-    dtype = (compute or ComputeConfig()).array_dtype
     if seed is not None:
-        return nnx.Param(jnp.asarray(draw((item,), seed)[item.name].astype(dtype)))
+        return jnp.asarray(draw((item,), seed)[item.name].astype(dtype))
     if rngs is None:
         raise UserTypeError(
             f"parameter {item.name!r} needs random numbers; pass rngs=nnx.Rngs(0) or seed=0"
@@ -131,4 +162,4 @@ def initial_parameter(
             raise UserTypeError(
                 f"the law {item.law!r} of parameter {item.name!r} draws from a seed; pass seed=0"
             )
-    return nnx.Param(value)
+    return value

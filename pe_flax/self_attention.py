@@ -14,15 +14,14 @@ from pe_core.encodings import EncodingOptions, Sizes, as_encodings
 from pe_core.errors import UserTypeError
 from pe_core.model.config import ComputeConfig
 from pe_core.model.dropout_places import count_places
-from pe_core.model.initial import draw
 from pe_core.model.inputs import check_attention_call, check_attention_options, has_table
 from pe_core.model.parameters import attention_parameters
 from pe_flax.attention import Attention
 from pe_flax.call import Call
 from pe_flax.dropout import Masks
 from pe_flax.encodings import make_encoding
-from pe_flax.layers import initial_parameter
-from pe_flax.layout import as_arrays, canonical_variables, describe, described, put_arrays
+from pe_flax.layers import fill_parameters
+from pe_flax.layout import as_arrays, describe, described
 from pe_flax.positions import as_segments, locate, real_steps
 
 
@@ -71,16 +70,7 @@ class SelfAttention(Attention):
             for item in encodings
         )
         parameters = attention_parameters(sizes, encodings, bias=bias)
-        if seed is not None:
-            # Drawn by the names here: two encodings of one kind start apart.
-            put_arrays(self, draw(parameters, seed))
-        else:
-            variables = canonical_variables(self)
-            for item in parameters:
-                if item.name.split(".")[0] != "encodings":
-                    variable, transposed = variables[item.name]
-                    value = initial_parameter(item, None, rngs, compute)[...]
-                    variable[...] = value.T if transposed else value
+        fill_parameters(self, parameters, seed, rngs)
         if dropout > 0.0 and rngs is None:
             raise UserTypeError(f"dropout={dropout} needs random numbers; pass rngs=nnx.Rngs(0)")
         self.rngs = rngs.fork() if rngs is not None and dropout > 0.0 else None
@@ -89,7 +79,6 @@ class SelfAttention(Attention):
     def __call__(
         self,
         x: Float[Array, "batch length d_model"],
-        *,
         mask: Bool[Array, "batch length"] | None = None,
         positions: Num[Array, "*batch length"] | None = None,
         segment_ids: Int[Array, "batch length"] | None = None,

@@ -10,8 +10,8 @@ import numpy as np
 import pe_core.storage.model_directory
 import pe_core.training.loop
 import pe_flax
-import pe_flax.encoder
 import pe_flax.engine
+import pe_flax.layers
 import pe_flax.layout
 import pe_flax.weights
 import pe_torch
@@ -173,7 +173,7 @@ EXACT_FAULTS = (
     Fault("initial laws", "uniform law of nn.Linear", "torch", "exact/initial/head.weight",
         around(pe_torch.encoder, "draw", _one_third), observe=initial_weights),
     Fault("initial laws", "seed ignored", "flax", "exact/initial/input.weight",
-        around(pe_flax.encoder, "draw", lambda draw, items, seed: draw(items, 0)),
+        around(pe_flax.layers, "draw", lambda draw, items, seed: draw(items, 0)),
         observe=initial_weights),
     Fault("data order", "not shuffled", "shared", "exact/batch/0/inputs",
         around(pe_core.training.loop, "epoch_order", _in_order), observe=batches_of_a_run),

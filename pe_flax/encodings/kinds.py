@@ -105,7 +105,6 @@ class Additive(Encoding):
         self,
         x: Float[Array, "batch length d_model"],
         positions: Num[Array, "..."] | None = None,
-        *,
         mask: Array | None = None,
     ) -> Float[Array, "batch length d_model"]:
         """Return the steps with the encoding, in the dtype of x; padded steps stay as they are.
