@@ -41,6 +41,11 @@ MIRROR_EXCEPTIONS = {
     "layers.py: without_autocast": "the same",
     "layers.py: widened": "one expression in each place of Flax",
     "encodings/kinds.py: bare": "nothing wraps a Flax module",
+    "layers.py: fill_parameters": "the same where rngs draw, in Flax alone",
+    "program.py: ": "torch compiles nothing unless it is asked to",
+    "program.py: Program": "the same",
+    "program.py: State": "the same",
+    "program.py: program": "the same",
     "layers.py: random_seed": "Flax draws from the rngs that it is given",
     "layout.py: unwrap": "nothing wraps a Flax module",
     "layout.py: canonical_name": "the same",
@@ -133,7 +138,8 @@ def interface(body: list[ast.stmt], prefix: str = "", *, record: bool = False) -
     for node in body:
         match node:
             case ast.FunctionDef(name="forward" | "__call__") if prefix:
-                found[f"{prefix}__call__"] = signature(node)
+                # nnx.remat takes only what can be passed by position.
+                found[f"{prefix}__call__"] = signature(node).replace("*, ", "")
             case ast.FunctionDef(name=name) if name[0] != "_" or name == "__init__":
                 found[prefix + name] = signature(node)
             case ast.ClassDef(name=name) if name[0] != "_":

@@ -103,8 +103,8 @@ class Encoder(nnx.Module):
 
     Args:
         config: what the model is; pooling and head are left out.
-        seed: of the initial parameters, and of the dropout; 0 where there are no rngs either.
-        rngs: its streams `params` and `dropout` take the place of a seed, so that `nnx.vmap` over
+        seed: of the initial parameters, and of the dropout.
+        rngs: its streams `params` and `dropout` take the place of the seed, so that `nnx.vmap` over
             the constructor makes models that differ.
         compute: how it is computed; float64 needs `jax_enable_x64`.
 
@@ -121,7 +121,7 @@ class Encoder(nnx.Module):
         self,
         config: ModelConfig,
         *,
-        seed: int | None = None,
+        seed: int = 0,
         rngs: nnx.Rngs | None = None,
         compute: ComputeConfig | None = None,
     ) -> None:
@@ -131,7 +131,7 @@ class Encoder(nnx.Module):
                 "precision 'float64' is off in JAX; switch it on with "
                 "jax.config.update('jax_enable_x64', True)"
             )
-        seed = 0 if seed is None and rngs is None else seed
+        chosen = seed if rngs is None else None
         self.config = config
         self.compute = compute
         if isinstance(config.inputs, Features):
@@ -145,7 +145,7 @@ class Encoder(nnx.Module):
                 options,
                 config.sizes,
                 num_layers=config.num_layers,
-                seed=seed,
+                seed=chosen,
                 rngs=rngs,
                 compute=compute,
             )
@@ -156,11 +156,11 @@ class Encoder(nnx.Module):
         self.dropout = Dropout(
             config.dropout,
             num_layers=config.num_layers,
-            seed=seed,
+            seed=chosen,
             rngs=rngs,
             native=compute.dropout_rng == "native",
         )
-        fill_parameters(self, encoder_parameters(config), seed, rngs)
+        fill_parameters(self, encoder_parameters(config), chosen, rngs)
 
     def __call__(
         self,
@@ -279,8 +279,8 @@ class SequenceClassifier(nnx.Module):
 
     Args:
         config: what the model is.
-        seed: of the initial parameters, and of the dropout; 0 where there are no rngs either.
-        rngs: its streams `params` and `dropout` take the place of a seed, so that `nnx.vmap` over
+        seed: of the initial parameters, and of the dropout.
+        rngs: its streams `params` and `dropout` take the place of the seed, so that `nnx.vmap` over
             the constructor makes models that differ.
         compute: how it is computed; float64 needs `jax_enable_x64`.
 
@@ -298,12 +298,11 @@ class SequenceClassifier(nnx.Module):
         self,
         config: ModelConfig,
         *,
-        seed: int | None = None,
+        seed: int = 0,
         rngs: nnx.Rngs | None = None,
         compute: ComputeConfig | None = None,
     ) -> None:
         compute = compute or ComputeConfig()
-        seed = 0 if seed is None and rngs is None else seed
         self.encoder = Encoder(config, seed=seed, rngs=rngs, compute=compute)
         cls = config.pooling == "cls"
         self.cls = nnx.Param(zeros((config.d_model,), compute)) if cls else None
@@ -311,7 +310,7 @@ class SequenceClassifier(nnx.Module):
         self.head = Linear(config.d_model, config.num_classes, compute=compute)
         inner = {item.name for item in encoder_parameters(config)}
         own = tuple(item for item in parameters(config) if item.name not in inner)
-        fill_parameters(self, own, seed, rngs)
+        fill_parameters(self, own, seed if rngs is None else None, rngs)
 
     @property
     def config(self) -> ModelConfig:

@@ -113,7 +113,7 @@ def fill_parameters(
     for item in items:
         if item.name.split(".")[0] != "encodings":
             variable, transposed = variables[item.name]
-            value = initial_value(item, None, rngs, variable.dtype)
+            value = _initial_value(item, None, rngs, variable.dtype)
             variable[...] = value.T if transposed else value
 
 
@@ -125,10 +125,10 @@ def initial_parameter(
 ) -> nnx.Param:
     """Return a parameter drawn from its initial law; float32 where there is no compute."""
     dtype = (compute or ComputeConfig()).array_dtype
-    return nnx.Param(initial_value(item, seed, rngs, dtype))
+    return nnx.Param(_initial_value(item, seed, rngs, dtype))
 
 
-def initial_value(item: Parameter, seed: Any, rngs: nnx.Rngs | None, dtype: Any) -> Array:
+def _initial_value(item: Parameter, seed: Any, rngs: nnx.Rngs | None, dtype: Any) -> Array:
     """Return the values of a parameter, drawn from its initial law.
 
     Args:

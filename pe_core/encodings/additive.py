@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from pe_core.encodings.options import AdditiveOptions, Layers, Sizes
 from pe_core.errors import require_integer, require_number, require_one_of
 from pe_core.model.laws import Normal, Parameter
 
 Layout = Literal["interleaved", "half", "tensor2tensor"]
+OverLength = Literal["error", "clip", "wrap", "interpolate"]
 
 
 @dataclass(frozen=True)
@@ -17,25 +18,30 @@ class LearnedTable(AdditiveOptions):
     """A trained vector per position, added to the steps; float positions read between two rows.
 
     Args:
-        max_length: rows of the table; the longest sequence that it can encode.
+        max_length: rows of the table; the longest sequence that it can encode by itself.
         layers: "first" adds it to the input, "all" again before every layer.
+        over_length: what a position beyond the table gets: "error" refuses it, "clip" reads the
+            last row, "wrap" begins again with the first, "interpolate" stretches the table over the
+            sequence.
     """
 
     name: ClassVar[str] = "learned"
     paper: ClassVar[str] = "Gehring et al. 2017; Devlin et al. 2019"
-    beyond: ClassVar[str] = "refused beyond max_length"
+    beyond: ClassVar[str] = "refused beyond max_length, or as over_length says"
 
     max_length: int
     layers: Layers = "first"
+    over_length: OverLength = "error"
 
     def __post_init__(self) -> None:
         require_integer("max_length of a learned table", self.max_length, 1)
         require_one_of("layers", self.layers, ("first", "all"))
+        require_one_of("over_length", self.over_length, get_args(OverLength))
 
     @property
     def length_limit(self) -> int | None:
-        """The rows of the table."""
-        return self.max_length
+        """The rows of the table; None where another policy than "error" takes any length."""
+        return self.max_length if self.over_length == "error" else None
 
     def parameters(self, sizes: Sizes) -> tuple[Parameter, ...]:
         """Return the table, (max_length, d_model)."""

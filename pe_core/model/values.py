@@ -32,8 +32,13 @@ def require_positions_fit(max_length: int, lowest: float, highest: float) -> Non
             f"a sequence of length {needed} does not fit the learned table of max_length "
             f"{max_length}; build the model with "
             f"LearnedTable(max_length={needed}), cut the sequences to {max_length} "
-            "steps, or use Sinusoidal()"
+            "steps, take over_length='clip', 'wrap' or 'interpolate', or use Sinusoidal()"
         )
+
+
+def require_positions_of_any_table(lowest: float, highest: float) -> None:
+    """Raise a UserValueError unless the positions may be brought into a table by a policy."""
+    require_positions_fit(1 << 31, lowest, highest)
 
 
 def require_finite_position(bad: float) -> NoReturn:

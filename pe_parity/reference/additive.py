@@ -8,28 +8,55 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Num
 
-from pe_core.encodings import Sinusoidal
-from pe_core.model.values import require_positions_fit
+from pe_core.encodings import LearnedTable, Sinusoidal
+from pe_core.model.values import require_positions_fit, require_positions_of_any_table
 from pe_parity.reference.angles import angles
 from pe_parity.reference.kinds import Additive, Arrays, Positions
 
 
 def learned_table(
-    table: Float64[np.ndarray, "max_length d_model"], positions: Num[np.ndarray, "..."]
+    table: Float64[np.ndarray, "max_length d_model"],
+    positions: Num[np.ndarray, "..."],
+    *,
+    wraps: bool = False,
 ) -> Float64[np.ndarray, "... d_model"]:
     """A trained vector per position: P[p].
 
     Source: Gehring et al. 2017, "Convolutional sequence to sequence learning"; Devlin et al. 2019,
     BERT.
     Departs: a float position reads between two rows, (1 - t) P[k] + t P[k + 1] with k the floor of
-    p and t = p - k.
+    p and t = p - k; behind the last row comes the first again where the table wraps.
     """
     if not np.issubdtype(positions.dtype, np.floating):
         return table[positions]
     floor = np.minimum(np.floor(positions), len(table) - 1).astype(np.int64)
-    above = np.minimum(floor + 1, len(table) - 1)
+    above = (floor + 1) % len(table) if wraps else np.minimum(floor + 1, len(table) - 1)
     share = (positions - floor)[..., None]
     return table[floor] + share * (table[above] - table[floor])
+
+
+def within_table(options: LearnedTable, positions: Positions) -> Num[np.ndarray, "..."]:
+    """Return where positions p stand in a table of n rows.
+
+    "clip": min(p, n - 1). "wrap": p mod n. "interpolate": p (n - 1) / max(m, n - 1), with m the
+    last position of the sequence, or of the segment.
+
+    Source: "interpolate" as in Dosovitskiy et al. 2021, "An image is worth 16x16 words", section
+    3.2, in one dimension and linear, with the ends of the table kept.
+    """
+    values, last = positions.values, options.max_length - 1
+    if options.over_length == "clip":
+        return np.minimum(values, last)
+    if options.over_length == "wrap":
+        return values % (last + 1)
+    values = np.atleast_2d(values)
+    real = np.ones(values.shape, bool) if positions.placed is None else positions.placed
+    ends = np.zeros(real.shape)
+    for row, here in enumerate(np.broadcast_to(values, real.shape)):
+        cuts = [] if positions.segments is None else np.diff(positions.segments[row]).nonzero()[0]
+        for run in np.split(np.arange(here.size), np.asarray(cuts, int) + 1):
+            ends[row, run] = here[run].max(initial=0, where=real[row, run])
+    return values * (last / np.maximum(ends, max(last, 1)))
 
 
 def sinusoidal(
@@ -69,8 +96,13 @@ class LearnedTableFormula(Additive):
     def add(self, options: Any, arrays: Arrays, x: np.ndarray, positions: Positions) -> np.ndarray:
         """Return x + P[p]."""
         values = positions.values
-        require_positions_fit(options.max_length, values.min().item(), values.max().item())
-        return x + learned_table(arrays["table"], values)
+        lowest, highest = values.min().item(), values.max().item()
+        if options.over_length == "error":
+            require_positions_fit(options.max_length, lowest, highest)
+            return x + learned_table(arrays["table"], values)
+        require_positions_of_any_table(lowest, highest)
+        inside = within_table(options, positions)
+        return x + learned_table(arrays["table"], inside, wraps=options.over_length == "wrap")
 
 
 class SinusoidalFormula(Additive):

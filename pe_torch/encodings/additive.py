@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pe_core.encodings import LearnedTable, Sinusoidal
-from pe_core.model.values import require_positions_fit
+from pe_core.model.values import require_positions_fit, require_positions_of_any_table
 from pe_torch.encodings.angles import Frequencies, sine_cosine
 from pe_torch.encodings.kinds import Additive
 from pe_torch.layers import rows_or_nan, widened
@@ -36,13 +36,17 @@ class LearnedTableEncoding(Additive):
 
     def add(self, x: Tensor, positions: Positions) -> Tensor:
         """Return x (batch, length, d_model) plus the rows of the positions, between two rows for
-        floating point. Where the positions cannot be read, as in a compiled or transformed call,
-        one outside the table cannot raise; its row is NaN.
+        floating point; beyond the table as `over_length` says. Where the positions cannot be
+        read, as in a compiled or transformed call, one outside the table cannot raise; its row is
+        NaN.
 
         Raises:
             UserValueError: a position outside the table.
         """
         values, limit = positions.values, self.options.max_length
+        unknown = torch.compiler.is_exporting() or positions.bound is None
+        if self.options.over_length != "error" and (unknown or positions.bound > limit):
+            return x + self._brought_inside(positions).to(x.dtype)
         if torch.compiler.is_exporting():
             # One program for all lengths: even those of counted positions are unknown.
             return x + self._between_or_nan(values).to(x.dtype)
@@ -63,6 +67,39 @@ class LearnedTableEncoding(Additive):
         high = functional.embedding(above, self.table)
         return x + (low + share * (high - low)).to(x.dtype)
 
+    def _brought_inside(self, positions: Positions) -> Tensor:
+        """Return the rows of positions that may lie beyond the table, by the policy of the options;
+        NaN where a position is negative or not finite and cannot raise.
+        """
+        values, limit = positions.values, self.options.max_length
+        if can_read(values):
+            require_positions_of_any_table(values.min().item(), values.max().item())
+        last, share = limit - 1, None
+        known = (values >= 0) & (values < 1 << 31)
+        values = torch.where(known, values, 0)
+        if self.options.over_length == "clip":
+            values = values.clamp(max=last)
+        elif self.options.over_length == "wrap":
+            values = values.remainder(limit)
+        else:
+            ends = _ends(positions._replace(values=values)).clamp(min=max(last, 1))
+            stretched = values * last
+            if values.dtype.is_floating_point:
+                values = (stretched / ends).clamp(max=last)
+            else:
+                # In whole numbers as far as it goes: a quotient in float32 is too coarse.
+                values = stretched // ends
+                share = (stretched - values * ends).to(self.table.dtype) / ends
+        floor = values.floor().long() if values.dtype.is_floating_point else values
+        if values.dtype.is_floating_point:
+            share = (values - floor).to(self.table.dtype)
+        rows = functional.embedding(floor, self.table)
+        if share is not None:
+            wraps = self.options.over_length == "wrap"
+            above = (floor + 1).remainder(limit) if wraps else (floor + 1).clamp(max=last)
+            rows = rows + share[..., None] * (functional.embedding(above, self.table) - rows)
+        return torch.where(known[..., None], rows, torch.nan)
+
     def _between_or_nan(self, values: Tensor) -> Tensor:
         """Return the rows of the positions; NaN outside the table, which a silent clamp would
         hide.
@@ -77,6 +114,18 @@ class LearnedTableEncoding(Additive):
         low = functional.embedding(floor.long(), self.table)
         high = functional.embedding((floor.long() + 1).clamp(max=limit - 1), self.table)
         return low + share * (high - low)
+
+
+def _ends(positions: Positions) -> Tensor:
+    """Return the last position of the sequence of each step, or of its segment."""
+    values = positions.values
+    if positions.segments is None:
+        return values.amax(dim=-1, keepdim=True)
+    starts = functional.pad(positions.segments.diff(dim=1) != 0, (1, 0))
+    runs = starts.long().cumsum(dim=1)
+    values = values.expand(runs.shape)
+    found = torch.zeros_like(values).scatter_reduce(1, runs, values, "amax")
+    return found.gather(1, runs)
 
 
 class SinusoidalEncoding(Additive):
