@@ -65,6 +65,7 @@ PER_EPOCH, STEPS = 4, 12
 @cache
 def data() -> Dataset:
     whole = dummy(0)
+    assert whole.validation is not None
     return dataclasses.replace(
         whole,
         train=whole.train.take(np.arange(50)),

@@ -19,8 +19,8 @@ from pe_cli.imports import imported, split_imports
 from pe_cli.options import call, check
 from pe_cli.reporting import PipeConsole
 from pe_core.errors import UserError, UserValueError, nearest
+from pe_core.training.evaluation import NotFiniteError
 from pe_core.training.interrupts import Terminated
-from pe_core.training.loop import NotFiniteError
 
 COMMANDS: Final[dict[str, Callable[..., int]]] = {
     "train": train.run,

@@ -203,7 +203,11 @@ def conclude(result: TrainResult, framework: str, data: str, out: Path, json: st
         "model": str(out / "model"),
         "versions": found,
     }
-    if result.test_accuracy is not None:
-        record |= {"test_loss": result.test_loss, "test_accuracy": result.test_accuracy}
+    if result.test is not None:
+        record |= {
+            "test_loss": result.test_loss,
+            "test_accuracy": result.test_accuracy,
+            "test": result.test.to_json(),
+        }
     write_json(json, record)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -21,6 +22,7 @@ from pe_core.model.parameters import parameters
 from pe_core.storage.model_directory import check_arrays
 from pe_core.training.config import TrainConfig
 from pe_core.training.data_checks import check_batch
+from pe_core.training.predictor import BATCH_SIZE, Predictor
 from pe_flax.encoder import SequenceClassifier
 from pe_flax.layout import canonical_variables
 from pe_flax.optimizer import GROUPS, AdamState, global_norm, make_optimizer
@@ -309,6 +311,31 @@ class Engine:
             _State(state.weights, state.optimizer, finite),
         )
         return kept, metrics.at[3].set(norm)
+
+
+def load_predictor(
+    directory: str | os.PathLike[str],
+    *,
+    compute: ComputeConfig | None = None,
+    device: str | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Predictor:
+    """Return what classifies raw data, from a model directory or the folder of a finished run.
+
+    `predict(x)` gives the names of classes, `predict_proba(x)` their probabilities; the
+    standardisation that the folder holds is applied.
+
+    Args:
+        directory: of the model or the run.
+        compute: how the model is computed.
+        device: where it runs, "cpu" or "gpu"; JAX's default when None.
+        batch_size: sequences computed at a time.
+
+    Raises:
+        FileNotFoundError: a file is missing, or the run has no model yet.
+        ValueError: a file is damaged or does not fit its config.
+    """
+    return Predictor.load(Engine, directory, compute=compute, device=device, batch_size=batch_size)
 
 
 def _path(name: str) -> list[tuple[int, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from pe_core.model.config import ComputeConfig, ModelConfig
 from pe_core.model.parameters import parameters
 from pe_core.training.config import TrainConfig
 from pe_core.training.data_checks import check_batch
+from pe_core.training.predictor import BATCH_SIZE, Predictor
 from pe_torch.encoder import SequenceClassifier
 from pe_torch.layout import canonical_variables
 from pe_torch.optimizer import make_optimizer
@@ -194,3 +196,28 @@ class Engine:
         tensor = torch.from_numpy(array)
         integer = array.dtype.kind == "i" and tensor.dtype != torch.int64
         return (tensor.long() if integer else tensor).to(self.device, non_blocking=True)
+
+
+def load_predictor(
+    directory: str | os.PathLike[str],
+    *,
+    compute: ComputeConfig | None = None,
+    device: str | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Predictor:
+    """Return what classifies raw data, from a model directory or the folder of a finished run.
+
+    `predict(x)` gives the names of classes, `predict_proba(x)` their probabilities; the
+    standardisation that the folder holds is applied.
+
+    Args:
+        directory: of the model or the run.
+        compute: how the model is computed.
+        device: where it runs; the GPU when there is one, when None.
+        batch_size: sequences computed at a time.
+
+    Raises:
+        FileNotFoundError: a file is missing, or the run has no model yet.
+        ValueError: a file is damaged or does not fit its config.
+    """
+    return Predictor.load(Engine, directory, compute=compute, device=device, batch_size=batch_size)

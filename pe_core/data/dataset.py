@@ -20,8 +20,8 @@ class Dataset:
 
     Attributes:
         name: the task's name, or the name of the file.
-        train, validation, test: the parts; test is None where the task has none. Lengths may
-            differ, features and classes may not.
+        train, validation, test: the parts; validation is None where nothing is held out, test where
+            the task has none. Lengths may differ, features and classes may not.
         standardisation: applied to all parts, fitted on `train`; None where none was applied.
 
     Raises:
@@ -31,7 +31,7 @@ class Dataset:
 
     name: str
     train: Sequences
-    validation: Sequences
+    validation: Sequences | None
     test: Sequences | None = None
     standardisation: Standardisation | None = None
 

@@ -1,4 +1,4 @@
-"""The files of a run: `config.json`, `metrics.jsonl`, `checkpoints/` and `model/`."""
+"""The files of a run: `config.json`, `metrics.jsonl`, `checkpoints/`, `model/` and `test.json`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import asdict, astuple, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,14 +23,17 @@ from pe_core.model.config import ModelConfig
 from pe_core.model.parameters import parameters
 from pe_core.storage.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from pe_core.storage.files import DamagedError, naming, write_file
+from pe_core.storage.model_directory import METRICS_FILE as METRICS_FILE
+from pe_core.storage.model_directory import MODEL_FOLDER as MODEL_FOLDER
 from pe_core.storage.strict_json import read_object, to_json
 
-METRICS_FILE: Final = "metrics.jsonl"
 CONFIG_FILE: Final = "config.json"
-MODEL_FOLDER: Final = "model"
 CHECKPOINTS_FOLDER: Final = "checkpoints"
+TEST_FILE: Final = "test.json"
 METRICS_ARRAY: Final = "epoch/metrics"
 RECORDS_ARRAY: Final = "epoch/records"
+# What stands in a checkpoint for a figure that there is not: its numbers must be finite.
+ABSENT: Final = -1.0
 # Rows that an array of a checkpoint may have: a bound on what is read.
 MAX_ROWS: Final = 1 << 40
 
@@ -38,18 +41,32 @@ MAX_ROWS: Final = 1 << 40
 @dataclass(frozen=True)
 class EpochRecord:
     """What is known after an epoch; accuracies are shares of one, seconds are of its training
-    steps.
+    steps. Both validation fields are None where nothing is held out.
     """
 
     epoch: int
     step: int
     train_loss: float
     train_accuracy: float
-    validation_loss: float
-    validation_accuracy: float
+    validation_loss: float | None
+    validation_accuracy: float | None
     gradient_norm: float
     learning_rate: float
     seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as a dictionary for JSON, without what there is not."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def row(self) -> list[float]:
+        """Return the record as numbers for a checkpoint."""
+        return [ABSENT if value is None else value for value in astuple(self)]
+
+    @classmethod
+    def from_row(cls, row: list[float]) -> EpochRecord:
+        """Return the record of such numbers."""
+        epoch, step, *rest = [None if value == ABSENT else value for value in row]
+        return cls(int(epoch or 0), int(step or 0), *rest)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -138,6 +155,10 @@ class RunDirectory:
             self._bytes += len(content)
             self._sha.update(content)
 
+    def write_test(self, record: dict[str, Any]) -> None:
+        """Write the result of the test part as `test.json`."""
+        write_file(self.path / TEST_FILE, to_json(record))
+
     def save(
         self, arrays: Mapping[str, np.ndarray], progress: Progress, record: dict[str, Any]
     ) -> None:
@@ -149,7 +170,7 @@ class RunDirectory:
             record: what the state belongs to, such as the config and the digest of the data.
         """
         self.flush()
-        records = np.array([astuple(item) for item in progress.records], np.float64).reshape(
+        records = np.array([item.row() for item in progress.records], np.float64).reshape(
             -1, len(fields(EpochRecord))
         )
         kept = {
@@ -203,9 +224,7 @@ class RunDirectory:
         self._cut_metrics(**found.record[METRICS_FILE])
         arrays = dict(found.arrays)
         rows, records = arrays.pop(METRICS_ARRAY), arrays.pop(RECORDS_ARRAY)
-        kept = [
-            EpochRecord(int(epoch), int(step), *rest) for epoch, step, *rest in records.tolist()
-        ]
+        kept = [EpochRecord.from_row(row) for row in records.tolist()]
         return arrays, Progress(found.step, kept, rows), passed_over
 
     def _cut_metrics(self, bytes: int, sha256: str) -> None:
