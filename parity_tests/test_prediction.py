@@ -46,6 +46,7 @@ def test_raw_data_are_classified_in_one_call(label: str, run: str, tmp_path: Pat
     shares = np.exp(exact) / np.exp(exact).sum(axis=1, keepdims=True)
     ragged = [row[:length] for row, length in zip(RAW, LENGTHS, strict=True)]
     assert_near(found.logits(RAW, mask=MASK), exact)
+    assert_near(found.logits(np.ma.array(RAW, mask=~MASK[..., None] | np.zeros(3, bool))), exact)
     assert_near(found.predict_proba(ragged), shares)
     assert found.predict_proba(ragged).dtype == np.float32
     names = [NAMES[index] for index in exact.argmax(axis=1)]
@@ -87,7 +88,7 @@ def test_tokens_and_a_single_feature_have_no_axis_of_features(tmp_path: Path) ->
         TypeError: {
             "x must be real numbers, got ndarray of dtype <U1": np.full((1, 2, 3), "a"),
             "x must be real numbers, got ndarray of dtype bool": RAW > 0,
-            "x is a masked array": np.ma.masked_less(RAW, 0),
+            "sequence 0 is a masked array": [np.ma.masked_less(RAW[0], 0)],
             "sequence 0 must be real numbers, got NoneType": [None],
         },
     }

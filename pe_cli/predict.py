@@ -50,8 +50,8 @@ def run(options: Annotated[PredictOptions, FLAT]) -> int:
     check_json(options.json)
     predictor = Predictor.load(forward_type(framework), options.model, compute=compute)
     names = predictor.class_names
-    sequences, standardised = _sequences(options, predictor)
-    logits = predictor.logits_of(sequences, options.data, standardised=standardised)
+    sequences = _sequences(options, predictor)
+    logits = predictor.logits_of(sequences, options.data)
     shares, best = softmax(logits), logits.argmax(axis=1)
     _print(sequences, names, best, shares)
     record = {
@@ -94,11 +94,11 @@ def _print(
         console.print(f"and {len(best) - LINES_SHOWN:,} more; --json FILE writes all")
 
 
-def _sequences(options: PredictOptions, predictor: Predictor) -> tuple[Sequences, bool]:
-    """Return the sequences to classify, and whether they are standardised already."""
+def _sequences(options: PredictOptions, predictor: Predictor) -> Sequences:
+    """Return the sequences to classify, standardised as in training."""
     seed = predictor.seed if options.seed is None else options.seed
     require_integer("seed", seed, 0, (1 << 63) - 1)
-    names, standardisation = predictor.class_names, predictor.standardisation
+    names = predictor.class_names
     if options.data in DATA_NAMES:
         data = load(options.data, seed=seed)
         sequences = data.test or data.validation or data.train
@@ -108,6 +108,5 @@ def _sequences(options: PredictOptions, predictor: Predictor) -> tuple[Sequences
             raise UserValueError(
                 f"{options.data} has {found}; give the data that the model was trained for"
             )
-        return sequences, True
-    fill = None if standardisation is None else standardisation.mean
-    return read(options.data, class_names=names, fill=fill), False
+        return sequences
+    return read(options.data, class_names=names, standardisation=predictor.standardisation)

@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from pe_core.data import Sequences, Standardisation, batches
+from pe_core.data.sequences import checked_steps
 from pe_core.errors import UserError, UserValueError, require_integer
 from pe_core.model.config import ComputeConfig, Features
 from pe_core.storage.model_directory import CONFIG_FILE, SavedModel, find_model, load_model
@@ -133,7 +134,7 @@ class Predictor:
         found: list[np.ndarray] = []
         for inputs, real in cut_batches(x, mask, self.config.inputs, self.batch_size):
             try:
-                found.append(self.logits_of(self._standardised(inputs, real), standardised=True))
+                found.append(self.logits_of(self._standardised(inputs, real)))
             except UserError as error:
                 if not found:
                     raise
@@ -141,22 +142,17 @@ class Predictor:
                 raise type(error)(f"counted from example {first} on: {error}") from None
         return np.concatenate(found)
 
-    def logits_of(
-        self, sequences: Sequences, what: str = "x", *, standardised: bool = False
-    ) -> np.ndarray:
-        """Return the logits of sequences, (count, num_classes).
+    def logits_of(self, sequences: Sequences, what: str = "x") -> np.ndarray:
+        """Return the logits of sequences that are standardised already, (count, num_classes).
 
         Args:
-            sequences: as `pe_core.data.read` or `load` return them.
+            sequences: as `pe_core.data.load` returns them, or `read` with the standardisation.
             what: their name, for messages.
-            standardised: whether they are standardised already, as those of `load` are.
 
         Raises:
             ValueError: they do not fit the model.
         """
         check_sequences(self.config, sequences, what)
-        if self.standardisation is not None and not standardised:
-            sequences = self.standardisation.apply(sequences)
         return predict(self._engine, sequences, min(self.batch_size, sequences.count))
 
     def named(self, logits: np.ndarray) -> np.ndarray:
@@ -164,11 +160,10 @@ class Predictor:
         return np.array(self.class_names)[logits.argmax(axis=1)]
 
     def _standardised(self, inputs: np.ndarray, mask: np.ndarray | None) -> Sequences:
-        if isinstance(self.config.inputs, Features):
-            # In the width that was given: large values would lose their differences by a cast.
-            inputs = inputs.astype(np.float64)
-            if self.standardisation is not None:
-                inputs = (inputs - self.standardisation.mean) / self.standardisation.scale
+        inputs, mask = checked_steps(inputs, mask)
+        # In the dtype that was given: large values would lose their differences by a cast.
+        if self.standardisation is not None:
+            inputs = self.standardisation.apply(inputs, mask)
         return Sequences(inputs, mask=mask)
 
 

@@ -39,6 +39,11 @@ def cut_batches(x: Any, mask: Any, inputs: Inputs, size: int) -> Iterator[Part]:
     arrays = []
     for number, row in enumerate(rows):
         what = f"sequence {number}"
+        if np.ma.isMaskedArray(row):
+            raise UserTypeError(
+                f"{what} is a masked array; give one masked array (count, length, features), or "
+                "fill in what is missing"
+            )
         arrays.append(_shaped(_numbers(row, what), 2, inputs, what))
     return _cut_list(arrays, size)
 
@@ -82,12 +87,9 @@ def _sequences(x: Any) -> list[Any] | None:
 
 
 def _numbers(x: Any, what: str) -> np.ndarray:
-    if np.ma.isMaskedArray(x):
-        raise UserTypeError(
-            f"{what} is a masked array; fill in what is missing, and pass mask= for padded steps"
-        )
     try:
-        array = np.asarray(x)
+        # A masked array keeps its mask, which `Sequences` reads.
+        array = np.asanyarray(x)
     except (TypeError, ValueError, RuntimeError) as error:
         text = " ".join(str(error).split())[:120]
         raise UserTypeError(f"{what} is no array of numbers ({text}); convert it") from None
