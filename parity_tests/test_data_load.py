@@ -65,9 +65,9 @@ ENDING = "a data file must end in .npz or .ts, got '{}'; convert it"
                 "order",
                 {"validation_fraction": 0.5},
             ),
-            "validation_fraction must lie between 0 and 1, got 0.0; for example 0.2": (
+            "validation_fraction must lie between 0 and 1, got -0.1; for example 0.2": (
                 "digits",
-                {"validation_fraction": 0.0},
+                {"validation_fraction": -0.1},
             ),
             "got 1.0": ("digits", {"validation_fraction": 1.0}),
             "got nan": ("x.npz", {"validation_fraction": float("nan")}),

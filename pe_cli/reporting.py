@@ -61,10 +61,14 @@ class TrainReporter:
         total: steps of the run.
         title: in front of the bar.
         lines: print a line for each epoch.
+        validation: whether examples are held out; their columns are left out otherwise.
     """
 
-    def __init__(self, epochs: int, total: int, title: str, *, lines: bool = True) -> None:
+    def __init__(
+        self, epochs: int, total: int, title: str, *, lines: bool = True, validation: bool = True
+    ) -> None:
         self.epochs = epochs
+        self.validation = validation
         self.lines = lines
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -81,8 +85,9 @@ class TrainReporter:
     def __enter__(self) -> TrainReporter:
         if self.lines:
             console.print(
-                "  epoch   train loss  accuracy   validation loss  accuracy   gradient norm   "
-                "seconds"
+                "  epoch   train loss  accuracy   "
+                + ("validation loss  accuracy   " if self.validation else "")
+                + "gradient norm   seconds"
             )
         self._progress.start()
         return self
@@ -106,10 +111,14 @@ class TrainReporter:
     def epoch(self, record: EpochRecord) -> None:
         """Print the line of an epoch."""
         if self.lines:
+            held_out = (
+                ""
+                if record.validation_loss is None
+                else f"   {record.validation_loss:15.4f}  {record.validation_accuracy:8.3f}"
+            )
             console.print(
                 f"{f'{record.epoch + 1}/{self.epochs}':>7}   {record.train_loss:10.4f}  "
-                f"{record.train_accuracy:8.3f}"
-                f"   {record.validation_loss:15.4f}  {record.validation_accuracy:8.3f}"
+                f"{record.train_accuracy:8.3f}{held_out}"
                 f"   {record.gradient_norm:13.3f}   {record.seconds:7.2f}"
             )
 

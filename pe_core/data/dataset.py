@@ -90,21 +90,23 @@ class Dataset:
 
 
 def check_fraction(validation_fraction: float) -> None:
-    """Refuse a validation fraction outside the open interval (0, 1)."""
-    if not 0.0 < validation_fraction < 1.0:
+    """Refuse a validation fraction outside [0, 1); 0 holds nothing out."""
+    if not 0.0 <= validation_fraction < 1.0:
         raise UserValueError(
             f"validation_fraction must lie between 0 and 1, got {validation_fraction}; for "
-            "example 0.2"
+            "example 0.2, or 0 to hold nothing out"
         )
 
 
 def part_count(fraction: float, count: int, what: str) -> int:
     """Return how many of `count` examples a part takes: `fraction` of them, rounded, but at least
-    one and not all.
+    one and not all; none where the fraction is 0.
 
     Raises:
         ValueError: there are fewer than two examples.
     """
+    if fraction == 0.0:
+        return 0
     if count < 2:
         raise UserValueError(
             f"{what} has {count} example; a training and a validation part need at least 2; add "

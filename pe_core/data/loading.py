@@ -43,7 +43,8 @@ def load(
         data: one of `DATA_NAMES`, or a training file ending in .npz or .ts.
         test: a second file, whose labels are matched by name to the classes of the first.
         seed: determines the task's numbers, and the split into training and validation.
-        validation_fraction: the share of the training examples held out for validation.
+        validation_fraction: the share of the training examples held out for validation; 0 trains
+            on all of them.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -146,7 +147,7 @@ def _from_files(
     return Dataset(
         train.path.stem.removesuffix("_TRAIN"),
         every.take(shuffled[validation_count:]),
-        every.take(shuffled[:validation_count]),
+        every.take(shuffled[:validation_count]) if validation_count else None,
         None if test is None else test.sequences(every.class_names, mean, standardisation),
         standardisation,
     )

@@ -126,7 +126,7 @@ def digits(seed: int = 0, *, steps: int = 8, validation_fraction: float = 0.2) -
 
     Raises:
         ModuleNotFoundError: scikit-learn is missing.
-        ValueError: `steps` is neither 8 nor 64, or the fraction is outside (0, 1).
+        ValueError: `steps` is neither 8 nor 64, or the fraction is outside [0, 1).
     """
     if steps not in (8, 64):
         raise UserValueError(f"digits come as 8 or 64 steps, got {steps}; pass steps=8 or steps=64")
@@ -152,9 +152,8 @@ def digits(seed: int = 0, *, steps: int = 8, validation_fraction: float = 0.2) -
     standardisation = Standardisation.fit(every.take(train))
     standard = standardisation.apply(every)
     name = "digits" if steps == 8 else f"digits{steps}"
-    return Dataset(
-        name, standard.take(train), standard.take(validation), standard.take(test), standardisation
-    )
+    held_out = standard.take(validation) if len(validation) else None
+    return Dataset(name, standard.take(train), held_out, standard.take(test), standardisation)
 
 
 def _two_places(key: Key, count: int) -> Int64[np.ndarray, "count 2"]:

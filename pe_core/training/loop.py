@@ -6,6 +6,7 @@ state and two integers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -38,7 +39,7 @@ from pe_core.training.run_directory import (
     RunDirectory,
     data_digest,
 )
-from pe_core.training.schedule import make_schedule
+from pe_core.training.schedule import make_schedule, new_epochs
 
 # Metrics stay on the device until this many steps are waiting: reading one would wait for its step.
 STEPS_PER_READ: Final = 64
@@ -101,6 +102,7 @@ def train(
     checkpoint_every: int | None = None,
     stop_at: int | None = None,
     resume: bool = False,
+    initial: Mapping[str, np.ndarray] | None = None,
 ) -> TrainResult:
     """Train a classifier, from its initial weights or from where a run stopped, and return the run.
 
@@ -116,7 +118,9 @@ def train(
         checkpoint_every: steps between checkpoints; at the end of every epoch when None.
         stop_at: stop with a checkpoint when so many steps are taken since the beginning of the run.
         resume: go on from the newest checkpoint in `out` that holds; from the beginning where the
-            run ended before its first.
+            run ended before its first. The epochs may be others than before.
+        initial: the weights that the run begins with, such as those of `start_from`; drawn from the
+            seed when None.
 
     Raises:
         ValueError: data that do not fit the model, or a checkpoint of another run.
@@ -155,7 +159,12 @@ def train(
             reporter.note(f"passed over a checkpoint: {reason}")
         if state is None:
             reporter.note("the run ended before its first checkpoint: it begins again")
-    engine = engine_type(config, initial_arrays(config, options.seed), options, compute, total)
+        before = progress.epochs or options.epochs
+        for line in new_epochs(options, before, progress.step, total // options.epochs):
+            reporter.note(line)
+        directory.update(record | (description or {}))
+    weights = initial_arrays(config, options.seed) if initial is None else initial
+    engine = engine_type(config, weights, options, compute, total)
     if state is not None:
         engine.restore(state)
     with stop_requests() as request:
@@ -173,6 +182,8 @@ def train(
             request,
         )
         try:
+            if initial is not None and not resume:
+                loop.save()  # a run that ends before its first step has its weights too
             finished = loop.run()
         finally:
             # Also where a number is not finite or the user interrupts: the steps taken so far are
@@ -182,7 +193,7 @@ def train(
     tested = None
     if data.test is not None and finished:
         tested = evaluate_in_full(engine, data.test, batch_size)
-    details = model_details(data) | {"seed": options.seed}
+    details = model_details(data) | {"seed": options.seed, "epochs": options.epochs}
     result = TrainResult(
         tuple(progress.records),
         SavedModel(config, engine.weights(), details),
@@ -242,7 +253,7 @@ class _Loop:
                     self._end_epoch(epoch)
                 stop = self.progress.step == self.stop_at
                 if self.request or stop or self._due():
-                    self._save()
+                    self.save()
                 self.request.leave()
                 if stop:
                     return self.progress.step == self.total
@@ -319,8 +330,10 @@ class _Loop:
             self.directory.flush()
 
     def _due(self) -> bool:
-        return self.progress.step % (self.checkpoint_every or self.per_epoch) == 0
+        done = self.progress.step == self.total
+        return done or self.progress.step % (self.checkpoint_every or self.per_epoch) == 0
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write a checkpoint."""
         if self.directory is not None:
             self.directory.save(self.engine.state(), self.progress, self.identity)

@@ -26,6 +26,7 @@ from pe_core.storage.files import DamagedError, naming, write_file
 from pe_core.storage.model_directory import METRICS_FILE as METRICS_FILE
 from pe_core.storage.model_directory import MODEL_FOLDER as MODEL_FOLDER
 from pe_core.storage.strict_json import read_object, to_json
+from pe_core.training.config import TrainConfig
 
 CONFIG_FILE: Final = "config.json"
 CHECKPOINTS_FOLDER: Final = "checkpoints"
@@ -78,11 +79,13 @@ class Progress:
         records: of the epochs that are done.
         rows: metrics of the steps taken in this epoch, in the columns of
         `pe_core.training.engine.METRICS`.
+        epochs: of the run, when its state was written; None where there is none.
     """
 
     step: int = 0
     records: list[EpochRecord] = field(default_factory=list)
     rows: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
+    epochs: int | None = None
 
 
 @dataclass
@@ -119,6 +122,14 @@ class RunDirectory:
         self.require_free()
         self.path.mkdir(parents=True, exist_ok=True)
         write_file(self.path / CONFIG_FILE, to_json(record))
+
+    def update(self, changes: dict[str, Any]) -> None:
+        """Write fields of `config.json` anew, where they are others: a run that goes on with more
+        epochs, or with data that have moved, goes on so the next time too.
+        """
+        before = self.config()
+        if before | changes != before:
+            write_file(self.path / CONFIG_FILE, to_json(before | changes))
 
     def config(self) -> dict[str, Any]:
         """Return what `config.json` holds; its values are for the caller to check.
@@ -203,6 +214,7 @@ class RunDirectory:
 
         def expected(found: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             _require_same(record, found)
+            TrainConfig.from_json(found["train"])
             return checkpoint_shapes(config, found)
 
         folder = self.path / CHECKPOINTS_FOLDER
@@ -225,7 +237,8 @@ class RunDirectory:
         arrays = dict(found.arrays)
         rows, records = arrays.pop(METRICS_ARRAY), arrays.pop(RECORDS_ARRAY)
         kept = [EpochRecord.from_row(row) for row in records.tolist()]
-        return arrays, Progress(found.step, kept, rows), passed_over
+        epochs = TrainConfig.from_json(found.record["train"]).epochs
+        return arrays, Progress(found.step, kept, rows, epochs), passed_over
 
     def _cut_metrics(self, bytes: int, sha256: str) -> None:
         """Cut `metrics.jsonl` where it ended at a checkpoint; if somebody removed the file, a new
@@ -247,8 +260,12 @@ class RunDirectory:
 
 
 def _require_same(record: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless a record is that of the run; the epochs may be others."""
     for name, value in record.items():
-        if found.get(name) != value:
+        other = found.get(name)
+        if name == "train" and isinstance(other, dict) and "epochs" in other:
+            other = other | {"epochs": value["epochs"]}
+        if other != value:
             raise UserValueError(
                 f"{name} is {str(found.get(name))[:80]}, the run has {str(value)[:80]}"
             )
