@@ -28,9 +28,9 @@ OPTIONS = {
     " attention-bias pooling dropout epochs batch-size learning-rate schedule warmup-steps"
     " weight-decay beta1 beta2 epsilon max-gradient-norm optimizer seed precision dropout-rng"
     " rows-per-block"
-    " checkpoint-every stop-at out json",
-    "resume": "RUN framework data test epochs checkpoint-every stop-at json",
-    "predict": "MODEL data framework seed precision json",
+    " threads checkpoint-every stop-at out json",
+    "resume": "RUN framework data test epochs threads checkpoint-every stop-at json",
+    "predict": "MODEL data framework seed precision threads json",
     "parity": "config encoding depth steps precision calibrate report json",
     "trace": "impl out config model seed masked depth precision",
     "compare": "A B reference precision json",
@@ -144,6 +144,7 @@ demo --seed -1 => seed must lie in 0 .. 9223372036854775807, got -1
 """)
 BAD_OPTIONS = table("""
 --stop-at 0 => stop_at must lie in 1 .. 2147483648, got 0
+--threads 0 => threads must lie in 1 .. 2147483648, got 0
 --checkpoint-every -5 => checkpoint_every must lie in 1 .. 2147483648, got -5
 --epoch 3 => pe train has no option '--epoch'; did you mean '--epochs'?
 --bacth_size=3 => pe train has no option '--bacth-size'; did you mean '--batch-size'?

@@ -8,11 +8,11 @@ from typing import Annotated, Final
 import numpy as np
 
 from pe_cli.options import DATA, FILE, FLAT, FOLDER, FRAMEWORK
-from pe_cli.reporting import check_json, console, write_json
+from pe_cli.reporting import check_json, console, require_positive, write_json
 from pe_core.data import DATA_NAMES, Sequences, load, read
 from pe_core.errors import UserValueError, require_integer
 from pe_core.model.config import ComputeConfig, Precision
-from pe_core.training.backends import backends, forward_type, require_backend, versions
+from pe_core.training.backends import backends, forward_type, require_backend, set_threads, versions
 from pe_core.training.data_checks import check_sequences
 from pe_core.training.predictor import Predictor, softmax
 
@@ -30,6 +30,7 @@ class PredictOptions:
         framework: where to compute; the first that is installed when not given.
         seed: of the split of built-in data; that of the training when not given.
         precision: of the computation.
+        threads: of the processor; as many as the framework takes when not given.
         json: write all predictions and probabilities to this file.
     """
 
@@ -39,6 +40,7 @@ class PredictOptions:
     framework: Annotated[str | None, FRAMEWORK] = None
     seed: int | None = None
     precision: Precision = ComputeConfig.precision
+    threads: int | None = None
     json: Annotated[str | None, FILE] = None
 
 
@@ -48,7 +50,10 @@ def run(options: Annotated[PredictOptions, FLAT]) -> int:
     framework = options.framework or _first_installed()
     require_backend(framework)
     check_json(options.json)
-    predictor = Predictor.load(forward_type(framework), options.model, compute=compute)
+    require_positive(threads=options.threads)
+    make = forward_type(framework)
+    set_threads(make, options.threads)
+    predictor = Predictor.load(make, options.model, compute=compute)
     names = predictor.class_names
     sequences = _sequences(options, predictor)
     logits = predictor.logits_of(sequences, options.data)

@@ -20,7 +20,7 @@ from pe_core.errors import (
 from pe_core.model.config import ComputeConfig, ModelConfig
 from pe_core.storage.model_directory import is_saved
 from pe_core.storage.strict_json import read_object
-from pe_core.training.backends import backends, engine_type, require_backend
+from pe_core.training.backends import backends, engine_type, require_backend, set_threads
 from pe_core.training.config import TrainConfig
 from pe_core.training.loop import train
 from pe_core.training.run_directory import CONFIG_FILE, MODEL_FOLDER, RunDirectory, data_digest
@@ -48,6 +48,7 @@ class ResumeOptions:
         data: where the training data are now, if they have moved.
         test: where the test data are now.
         epochs: of the whole run, more or fewer than before; a finished run goes on.
+        threads: of the processor; as many as the framework takes when not given.
         checkpoint_every: steps between checkpoints; the end of every epoch when not given.
         stop_at: stop with a checkpoint after so many steps since the beginning of the run.
         json: write the figures of the run to this file.
@@ -59,6 +60,7 @@ class ResumeOptions:
     data: Annotated[str | None, DATA] = None
     test: Annotated[str | None, FILE] = None
     epochs: int | None = None
+    threads: int | None = None
     checkpoint_every: int | None = None
     stop_at: int | None = None
     json: Annotated[str | None, FILE] = None
@@ -68,7 +70,10 @@ def run(options: Annotated[ResumeOptions, FLAT]) -> int:
     """Go on with a run that stopped, or with more epochs, in either framework."""
     check_json(options.json)
     require_positive(
-        epochs=options.epochs, checkpoint_every=options.checkpoint_every, stop_at=options.stop_at
+        epochs=options.epochs,
+        threads=options.threads,
+        checkpoint_every=options.checkpoint_every,
+        stop_at=options.stop_at,
     )
     directory = RunDirectory(Path(options.run))
     record = directory.config()
@@ -103,6 +108,7 @@ def run(options: Annotated[ResumeOptions, FLAT]) -> int:
     data = replace(_load(source, settings.seed), name=str(record["data"]))
     _require_same_data(data, source, record)
     make = engine_type(framework)
+    set_threads(make, options.threads)
     console.print(f"{options.run}: going on in {framework} with {data.name}")
     total = settings.epochs * steps_per_epoch(
         data.train.count, min(settings.batch_size, data.train.count)

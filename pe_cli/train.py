@@ -26,7 +26,13 @@ from pe_core.encodings import EncodingOptions, parse_encoding
 from pe_core.errors import UserValueError
 from pe_core.model.config import ComputeConfig, Features, Inputs, ModelConfig, Tokens
 from pe_core.storage.model_directory import SavedModel, load_model
-from pe_core.training.backends import count_weights, engine_type, require_backend, versions
+from pe_core.training.backends import (
+    count_weights,
+    engine_type,
+    require_backend,
+    set_threads,
+    versions,
+)
 from pe_core.training.config import TrainConfig
 from pe_core.training.data_checks import check_data
 from pe_core.training.loop import TrainResult, train
@@ -77,6 +83,7 @@ class TrainOptions:
         model: the model.
         train: the run.
         compute: how it is computed.
+        threads: of the processor; as many as the framework takes when not given.
         checkpoint_every: steps between checkpoints; the end of every epoch when not given.
         stop_at: stop with a checkpoint after so many steps; pe resume goes on.
         out: where the run's files go, a new or empty folder; runs/DATA-FRAMEWORK when not given.
@@ -94,6 +101,7 @@ class TrainOptions:
     model: Annotated[ModelOptions, _flat("Model")] = field(default_factory=ModelOptions)
     train: Annotated[TrainConfig, _flat("Training")] = field(default_factory=TrainConfig)
     compute: Annotated[ComputeConfig, _flat("Computation")] = field(default_factory=ComputeConfig)
+    threads: int | None = None
     checkpoint_every: int | None = None
     stop_at: int | None = None
     out: Annotated[str | None, FOLDER] = None
@@ -156,7 +164,9 @@ def run(options: Annotated[TrainOptions, FLAT]) -> int:
     """Train a sequence classifier."""
     backend = require_backend(options.framework)
     check_json(options.json)
-    require_positive(checkpoint_every=options.checkpoint_every, stop_at=options.stop_at)
+    require_positive(
+        threads=options.threads, checkpoint_every=options.checkpoint_every, stop_at=options.stop_at
+    )
     saved = None if options.from_ is None else load_model(options.from_)
     if saved is None and options.lengthen is not None:
         raise UserValueError(
@@ -179,6 +189,7 @@ def run(options: Annotated[TrainOptions, FLAT]) -> int:
     make_schedule(options.train, steps)
     check_data(config, data)
     make = engine_type(options.framework)
+    set_threads(make, options.threads)
     found = versions()
     parts = ", ".join(
         f"{sequences.count:,} to {VERBS[name]}" for name, sequences in data.parts.items()

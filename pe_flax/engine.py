@@ -106,6 +106,13 @@ class Engine:
         self._taps = jax.jit(self._tapped)
         self._gradients = jax.jit(self._gradient)
 
+    @staticmethod
+    def set_threads(count: int) -> None:
+        """Compute with so many threads on the processor, where JAX has computed nothing yet: XLA
+        makes its threads once in a process.
+        """
+        os.environ["NPROC"] = str(count)
+
     def train_step(self, batch: Batch, step: int) -> Array:
         """Take one step and return (loss, correct, weight, gradient norm) on the device, not waited
         for.

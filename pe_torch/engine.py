@@ -57,6 +57,11 @@ class Engine:
         self.optimizer.finite = torch.tensor(True, device=self.device)
         self.dtype: torch.dtype = getattr(torch, compute.array_dtype)
 
+    @staticmethod
+    def set_threads(count: int) -> None:
+        """Compute with so many threads on the processor."""
+        torch.set_num_threads(count)
+
     def train_step(self, batch: Batch, step: int) -> Tensor:
         """Take one step and return (loss, correct, weight, gradient norm) on the device, not waited
         for.

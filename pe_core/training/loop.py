@@ -270,7 +270,10 @@ class _Loop:
             if self.request:
                 break
         rows = self.engine.read(waiting)
+        hinted = self.clock.hint is not None
         self.clock.stop(len(rows))
+        if self.clock.hint is not None and not hinted:
+            self.reporter.note(self.clock.hint)
         for number, row in zip(numbers, rows, strict=False):
             if not np.isfinite(row).all():
                 raise step_not_finite(
