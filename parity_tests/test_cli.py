@@ -67,8 +67,8 @@ def test_help_says_what_each_option_is(pe: Pe, command: str) -> None:
     text = pe(command, "--help")
     assert text.startswith(f"Usage: pe {command}")
     assert max(map(len, text.splitlines())) <= WIDTH
-    for name in OPTIONS[command].split():
-        assert re.search(rf"^ [* ]* (--)?{name} .*[a-z]{{2}}", text, re.MULTILINE), name
+    for name in (*OPTIONS[command].split(), "import"):
+        assert re.search(rf"^[* ]*(--)?{name} .*[a-z]{{2}}", text, re.MULTILINE), name
 
 
 def test_help_names_every_command_and_exit_code(pe: Pe) -> None:
@@ -147,6 +147,15 @@ BAD_OPTIONS = table("""
 --threads 0 => threads must lie in 1 .. 2147483648, got 0
 --checkpoint-every -5 => checkpoint_every must lie in 1 .. 2147483648, got -5
 --epoch 3 => pe train has no option '--epoch'; did you mean '--epochs'?
+--class-weights=1 => pe train has no option '--class-weights'; see pe train --help
+--folds 5 => pe train has no option '--folds'; see pe train --help
+--model x => pe train has no option '--model'; see pe train --help
+--num-classes 3 => pe train has no option '--num-classes'; see pe train --help
+--lr 3 => pe train has no option '--lr'; did you mean '--learning-rate'?
+--learning-rat 3 => pe train has no option '--learning-rat'; did you mean '--learning-rate'?
+--heads 3 => pe train has no option '--heads'; did you mean '--num-heads'?
+--max-grad-norm 3 => pe train has no option '--max-grad-norm'; did you mean '--max-gradient-norm'?
+--batch 3 => pe train has no option '--batch'; did you mean '--batch-size'?
 --bacth_size=3 => pe train has no option '--bacth-size'; did you mean '--batch-size'?
 --epochs => --epochs needs a value; see pe train --help
 --epochs two => --epochs must be a whole number, got 'two'; see pe train --help

@@ -76,7 +76,7 @@ def _explain(error: cyclopts.CycloptsError, app: App) -> str:
         choices = option.get_choices() or ()
         name = option.name.removeprefix("--") if source else option.name
         value = "null" if token.implicit_value is None else token.value
-        hint = nearest(value, choices, otherwise=remedy)
+        hint = nearest(value, choices, otherwise=remedy, values=True)
         return f"{source}{name} must be {_rule(option, choices)}, got {value!r}; {hint}"
     if isinstance(error, cyclopts.MissingArgumentError) and error.msg is None:
         return f"{error.keyword} needs a value; {remedy}"

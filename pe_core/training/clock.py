@@ -41,6 +41,11 @@ class Clock:
         """Note when steps begin."""
         self._started, self._cpu_started = time.perf_counter(), time.process_time()
 
+    @property
+    def overdue(self) -> bool:
+        """Whether steps have gone on for so long that their metrics should be read."""
+        return self.warm and time.perf_counter() - self._started > WINDOW
+
     def stop(self, steps: int) -> None:
         """Note that so many steps are done."""
         seconds = time.perf_counter() - self._started

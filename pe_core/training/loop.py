@@ -267,7 +267,7 @@ class _Loop:
         waiting = []
         for number in numbers:
             waiting.append(self.engine.train_step(self._batch(order, number), first_step + number))
-            if self.request:
+            if self.request or self.clock.overdue:
                 break
         rows = self.engine.read(waiting)
         hinted = self.clock.hint is not None
