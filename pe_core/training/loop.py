@@ -6,6 +6,7 @@ state and two integers.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ def train(
     train_config: TrainConfig | None = None,
     compute: ComputeConfig | None = None,
     reporter: Reporter | None = None,
-    out: Path | None = None,
+    out: str | os.PathLike[str] | None = None,
     description: dict[str, Any] | None = None,
     checkpoint_every: int | None = None,
     stop_at: int | None = None,
@@ -145,7 +146,7 @@ def train(
         "data": data.name,
     }
     record["data_sha256"] = data_digest(data)
-    directory = None if out is None else RunDirectory(out)
+    directory = None if out is None else RunDirectory(Path(out))
     if directory is not None and not resume:
         directory.create(record | (description or {}))
     progress, state = Progress(), None
