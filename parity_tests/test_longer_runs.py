@@ -14,7 +14,7 @@ from parity_tests.cases import ENGINES, LENGTH, perturbed_arrays, small_config
 from parity_tests.cli import COUNT, TINY, Pe, files, pe, runs, strict, table
 from parity_tests.small_runs import bits, data
 from pe_core import LearnedTable, Sinusoidal
-from pe_core.data import Dataset, Sequences
+from pe_core.data import Dataset, Sequences, load
 from pe_core.model.initial import initial_arrays
 from pe_core.storage.model_directory import SavedModel, load_model
 from pe_core.training.loop import train
@@ -53,6 +53,16 @@ def test_data_that_moved_and_more_epochs(pe: Pe, files: Path) -> None:
     pe("resume", "run")
     pe(*line, "moved.npz", "--out=whole", "--epochs=4")
     assert same(Path("run"), Path("whole"))
+
+
+def test_a_run_from_python_goes_on_with_what_it_does_not_say(pe: Pe, files: Path) -> None:
+    loaded = load(files / "good.npz")
+    config = small_config(num_classes=3, num_layers=1)
+    train(ENGINES["torch"], config, replace(loaded, name="mine"), out="run", stop_at=1)
+    words = "run does not say where to go on, as a run from Python; give "
+    assert pe("resume", "run", code=2) == f"{words}--framework and --data"
+    pe("resume", "run", "--framework=torch", "--data", files / "good.npz")
+    pe("resume", "run", "--framework=torch", "--epochs=6")
 
 
 def test_nothing_held_out(pe: Pe, files: Path) -> None:

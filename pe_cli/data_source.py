@@ -51,13 +51,13 @@ class Source:
 
     @classmethod
     def from_run(cls, record: dict[str, Any]) -> Source:
-        """Return the source that the config of a run keeps; a run from Python may keep the name of
-        built-in data alone.
+        """Return the source that the config of a run keeps; a run from Python keeps the name of its
+        data alone, which may be built-in data.
 
         Raises:
-            ValueError: it keeps none, or one that breaks a rule.
+            ValueError: it keeps one that breaks a rule.
         """
-        if "source" not in record and record.get("data") in DATA_NAMES:
+        if "source" not in record:
             return cls(record["data"])
         given = require_fields(cls, record["source"])
         if given.get("standardisation") is not None:

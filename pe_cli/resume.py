@@ -10,7 +10,7 @@ from pe_cli.data_source import Source
 from pe_cli.options import DATA, FILE, FLAT, FOLDER, FRAMEWORK
 from pe_cli.reporting import TrainReporter, check_json, console, require_positive
 from pe_cli.train import conclude
-from pe_core.data import Dataset, steps_per_epoch
+from pe_core.data import DATA_NAMES, Dataset, steps_per_epoch
 from pe_core.errors import (
     UnknownEncodingError,
     UserFileNotFoundError,
@@ -83,8 +83,9 @@ def run(options: Annotated[ResumeOptions, FLAT]) -> int:
             TrainConfig.from_json(record["train"]),
         )
         compute, source = ComputeConfig(**record["compute"]), Source.from_run(record)
-        require_one_of("framework", record["framework"], tuple(backends()))
-        framework = options.framework or record["framework"]
+        if "framework" in record:
+            require_one_of("framework", record["framework"], tuple(backends()))
+        framework = options.framework or record.get("framework")
         if unknown := set(record) - FIELDS:
             raise UserValueError(f"unknown field {min(unknown)[:40]!r}")
     except UnknownEncodingError:
@@ -93,6 +94,14 @@ def run(options: Annotated[ResumeOptions, FLAT]) -> int:
         raise UserValueError(
             f"{directory.path / CONFIG_FILE} is not that of a run ({error}); correct it"
         ) from None
+    unsaid = [] if framework else ["--framework"]
+    if "source" not in record and options.data is None and source.data not in DATA_NAMES:
+        unsaid.append("--data")
+    if framework is None or unsaid:
+        raise UserValueError(
+            f"{options.run} does not say where to go on, as a run from Python; give "
+            f"{' and '.join(unsaid)}"
+        )
     require_backend(framework)
     epochs = settings.epochs if options.epochs is None else options.epochs
     if _finished_epochs(directory.path, settings) == epochs:
