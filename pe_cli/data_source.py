@@ -31,7 +31,7 @@ class Source:
         for name in ("data", "test"):
             text = getattr(self, name)
             if not isinstance(text, str | None) or (name == "data" and text is None):
-                raise UserValueError(f"source has {name} {str(text)[:80]}, not a name")
+                raise UserValueError(f"source is no name of data: {name} is {str(text)[:80]}")
 
     def load(self, seed: int) -> Dataset:
         """Return the data, split by the seed."""
@@ -59,6 +59,8 @@ class Source:
         """
         if "source" not in record:
             return cls(record["data"])
+        if not isinstance(record["source"], dict):
+            raise UserValueError(f"source is {str(record['source'])[:80]}, not an object")
         given = require_fields(cls, record["source"])
         if given.get("standardisation") is not None:
             given["standardisation"] = Standardisation.from_json(given["standardisation"])
