@@ -1,6 +1,7 @@
 """`load` finds a task or a file and divides it; `read` gives one file as it is."""
 
 import itertools
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,17 @@ import numpy as np
 import pytest
 
 from parity_tests.refusals import each_refusal, refused
-from pe_core.data import DATA_NAMES, Sequences, Standardisation, load, read
+from pe_core.data import (
+    DATA_NAMES,
+    DataWarning,
+    Sequences,
+    Standardisation,
+    load,
+    read,
+)
+from pe_core.model.config import Features, ModelConfig
 from pe_core.model.random import SPLIT, derive, permutation
+from pe_core.training.data_checks import check_sequences
 
 Write = Callable[..., Path]
 LABELS = np.arange(6) % 2
@@ -93,6 +103,48 @@ def test_a_file_is_divided_by_the_seed(write: Write) -> None:
     other = load(path, seed=4).train.inputs
     assert not np.array_equal(other, load(path, seed=3).train.inputs)
     assert np.array_equal(other, load(str(path), seed=4).train.inputs)
+
+
+SLOPES = (np.arange(10) * np.where(np.arange(40) % 2, 3, 1)[:, None])[..., None]
+LARGE = {
+    "float64": 1.7e9 + SLOPES,
+    "nanoseconds": 1_700_000_000_000_000_000 + SLOPES,
+    "unsigned": np.uint64((1 << 64) - 28) + SLOPES.astype(np.uint64),
+    "beyond float32": (1.7e9 + SLOPES) * 2.0**200,
+    "below float32": SLOPES * 2.0**-900,
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_files_are_standardised_before_they_are_cast(write: Write, name: str) -> None:
+    inputs, labels = LARGE[name], np.arange(40) % 2
+    path = write(inputs=inputs, labels=labels)
+    dataset = load(path, test=path)
+    fitted = dataset.standardisation
+    assert fitted is not None
+    assert dataset.test is not None
+    # Nothing is lost: equal numbers stay equal, and others become others.
+    assert np.array_equal(*(np.unique(x, return_inverse=True)[1] for x in (SLOPES, inputs)))
+    assert len(np.unique(np.stack([SLOPES, dataset.test.inputs]).reshape(2, -1), axis=1).T) == 16
+    saved = Standardisation.from_json(json.loads(json.dumps(fitted.to_json())))
+    assert np.array_equal(read(path, standardisation=saved).inputs, dataset.test.inputs)
+    assert np.array_equal(fitted.apply(inputs), dataset.test.inputs)
+    if name != "beyond float32":
+        made = Sequences(inputs, labels, class_names=("0", "1"))
+        assert np.array_equal(fitted.apply(made).inputs, dataset.test.inputs)
+        assert Standardisation.fit(made.take(np.arange(9))) == Standardisation.fit(inputs[:9])
+
+
+def test_what_float32_loses_is_told(write: Write) -> None:
+    inputs = np.where(np.arange(40)[:, None, None] == 7, 1e20, LARGE["float64"])
+    labels = np.arange(40) % 2
+    words = "data0.npz: feature 0 has 17 distinct ... float32 keeps 2; remove its outliers"
+    with pytest.warns(DataWarning, match=words.replace("...", ".*")):
+        load(write(inputs=inputs, labels=labels))
+    part = Sequences(LARGE["float64"], labels, class_names=("0", "1"))
+    config = ModelConfig(inputs=Features(1), num_classes=2, d_model=8, num_heads=2)
+    with pytest.warns(DataWarning, match="^mine: feature 0 .* keeps 1; standardise it"):
+        check_sequences(config, part, "mine")
 
 
 def test_a_test_file_is_mapped_by_name_and_may_be_longer(write: Write) -> None:

@@ -17,7 +17,7 @@ from rich.box import Box
 from pe_cli import compare, demo, listing, parity, predict, resume, trace, train
 from pe_cli.imports import imported, split_imports
 from pe_cli.options import call, check
-from pe_cli.reporting import PipeConsole
+from pe_cli.reporting import PipeConsole, printed_warnings
 from pe_core.errors import UserError, UserValueError, nearest
 from pe_core.training.interrupts import Terminated
 from pe_core.training.loop import NotFiniteError
@@ -114,7 +114,7 @@ def _run(arguments: list[str]) -> int:
         raise UserValueError(f"unknown command {name!r}; {nearest(name, COMMANDS)}")
     # Before parsing: a module may register an encoding that the options name.
     modules, rest = split_imports(arguments[1:])
-    with imported(modules):
+    with imported(modules), printed_warnings():
         return call(make_app(), [name, *rest], parity.ALONE, PipeConsole())
 
 

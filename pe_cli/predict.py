@@ -162,10 +162,6 @@ def _sequences(
                 f"{options.data} has {found}; give the data that the model was trained for"
             )
         return sequences
-    sequences = read(
-        options.data,
-        class_names=names,
-        fill=None if standardisation is None else standardisation.mean,
-    )
+    sequences = read(options.data, class_names=names, standardisation=standardisation)
     check_sequences(saved.config, sequences, options.data)
-    return sequences if standardisation is None else standardisation.apply(sequences)
+    return sequences

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -12,6 +15,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pe_core.data import DataWarning
 from pe_core.errors import (
     UserFileNotFoundError,
     UserPermissionError,
@@ -151,6 +155,27 @@ class Bar:
         if not console.is_terminal and 10 * done // self.total > self._tenths:
             self._tenths = 10 * done // self.total
             console.print(f"{self.title}: {done:,} of {self.total:,}")
+
+
+@contextmanager
+def printed_warnings() -> Iterator[None]:
+    """Print what is told about data, each once, as lines among the others."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DataWarning)
+        show: Any = warnings.showwarning
+        shown: set[str] = set()
+
+        def print_line(
+            message: Warning | str, category: type[Warning], filename: str, *rest: Any
+        ) -> None:
+            if not issubclass(category, DataWarning):
+                show(message, category, filename, *rest)
+            elif str(message) not in shown:
+                shown.add(str(message))
+                console.print(f"warning: {message}")
+
+        warnings.showwarning = print_line  # type: ignore[assignment]
+        yield
 
 
 def require_positive(**values: int | None) -> None:

@@ -5,6 +5,7 @@ in a reproducible order.
 from pe_core.data.batching import Batch, batch_at, batches, epoch_order, steps_per_epoch
 from pe_core.data.dataset import Dataset
 from pe_core.data.loading import DATA_NAMES, load, read
+from pe_core.data.plausibility import DataWarning
 from pe_core.data.sequences import Sequences
 from pe_core.data.standardisation import Standardisation
 from pe_core.data.tasks import digits, dummy, order, order_markers, swapped
@@ -12,6 +13,7 @@ from pe_core.data.tasks import digits, dummy, order, order_markers, swapped
 __all__ = [
     "DATA_NAMES",
     "Batch",
+    "DataWarning",
     "Dataset",
     "Sequences",
     "Standardisation",

@@ -78,21 +78,26 @@ def read(
     class_names: Iterable[str] | None = None,
     *,
     fill: Sequence[float] | None = None,
+    standardisation: Standardisation | None = None,
 ) -> Sequences:
-    """Read one file ending in .npz or .ts, neither split nor standardised; labels may be absent.
+    """Read one file ending in .npz or .ts, not split; labels may be absent.
 
     Args:
         path: the file.
         class_names: the classes to which labels are mapped by name, for example a model's; None =
             the file's own.
         fill: one value per feature for examples in which it is entirely missing, for example
-            `Standardisation.mean`; None = the file's mean.
+            `Standardisation.mean`; None = that of the standardisation, or else the file's mean.
+        standardisation: applied to the numbers of the file, before they are cast to float32; None =
+            features stay as they are.
 
     Raises:
         FileNotFoundError: there is no such file.
         TypeError, ValueError: a file that cannot be used.
     """
-    return _reading(path).sequences(class_names, fill)
+    if fill is None and standardisation is not None:
+        fill = standardisation.mean
+    return _reading(path).sequences(class_names, fill, standardisation)
 
 
 def _reading(data: str | Path) -> Reading:
@@ -134,21 +139,14 @@ def _from_files(
     shuffled = split_order(seed, count)
     validation_count = part_count(validation_fraction, count, str(train.path))
     mean = train.observed_mean(shuffled[validation_count:])
-    every = train.sequences(fill=mean)
-    parts = {
-        "validation": every.take(shuffled[:validation_count]),
-        "train": every.take(shuffled[validation_count:]),
-    }
-    if test is not None:
-        parts["test"] = test.sequences(every.class_names, mean)
     standardisation = None
-    if every.num_features is not None:
-        standardisation = Standardisation.fit(parts["train"])
-        parts = {part: standardisation.apply(sequences) for part, sequences in parts.items()}
+    if train.num_features is not None:
+        standardisation = train.fit(shuffled[validation_count:], mean)
+    every = train.sequences(None, mean, standardisation)
     return Dataset(
         train.path.stem.removesuffix("_TRAIN"),
-        parts["train"],
-        parts["validation"],
-        parts.get("test"),
+        every.take(shuffled[validation_count:]),
+        every.take(shuffled[:validation_count]),
+        None if test is None else test.sequences(every.class_names, mean, standardisation),
         standardisation,
     )

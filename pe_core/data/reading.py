@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int32, Integer, Num
 
-from pe_core.data.sequences import Sequences
-from pe_core.errors import UserValueError
+from pe_core.data.dataset import describe_steps
+from pe_core.data.plausibility import warn_of_losses
+from pe_core.data.sequences import Sequences, checked_steps, require_finite
+from pe_core.data.standardisation import Standardisation
+from pe_core.errors import UserError, UserValueError
 
 LISTED_NAMES = 20
 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """The contents of a data file.
+    """The contents of a data file, in the dtypes of the file.
 
     Attributes:
         path: the file, for messages.
@@ -62,13 +66,15 @@ class Reading:
         self,
         class_names: Iterable[str] | None = None,
         fill: Sequence[float] | Float[np.ndarray, " features"] | None = None,
+        standardisation: Standardisation | None = None,
     ) -> Sequences:
-        """Return the contents as `Sequences`.
+        """Return the contents as `Sequences`, cast once: after a standardisation.
 
         Args:
             class_names: the classes to which labels are mapped by name; None = the file's own.
             fill: one value per feature for examples in which it is entirely missing; None = the
                 file's mean.
+            standardisation: applied to the numbers of the file; None = features stay as they are.
 
         Raises:
             ValueError, TypeError: a label is not among the classes, or `Sequences` refuses the
@@ -76,12 +82,46 @@ class Reading:
         """
         names = self.class_names if class_names is None else tuple(class_names)
         labels = None if self.labels is None else self._indices(self.labels, names)
+        if standardisation is not None and self.num_features != len(standardisation.mean):
+            raise UserValueError(
+                f"{self.path} has {describe_steps(self.num_features)}, but the model takes "
+                f"num_features={len(standardisation.mean)}; give data with as many"
+            )
+        with self.naming():
+            inputs, mask = checked_steps(self.filled(fill), self.mask)
+            if standardisation is not None:
+                given, inputs = inputs, standardisation.apply(inputs, mask)
+                warn_of_losses(given, inputs, mask, str(self.path))
+            return Sequences(inputs, labels, mask, names)
+
+    def fit(
+        self,
+        rows: Integer[np.ndarray, " rows"],
+        fill: Float[np.ndarray, " features"] | None,
+    ) -> Standardisation:
+        """Fit a standardisation on the numbers of the file, in these examples.
+
+        Raises:
+            ValueError, TypeError: a real step of the file is not finite, or an array is unsuitable;
+                names the file.
+        """
+        with self.naming():
+            inputs, mask = checked_steps(self.filled(fill), self.mask)
+            require_finite(inputs, mask)
+            return Standardisation.fit(inputs[rows], None if mask is None else mask[rows])
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """Name the file in errors that the user can mend."""
         try:
-            return Sequences(self._filled(fill), labels, self.mask, names)
-        except (TypeError, ValueError) as error:
+            yield
+        except UserError as error:
             raise type(error)(f"{self.path}: {error}") from None
 
-    def _filled(self, fill: Sequence[float] | np.ndarray | None) -> Num[np.ndarray, "..."]:
+    def filled(self, fill: Sequence[float] | np.ndarray | None) -> Num[np.ndarray, "..."]:
+        """Return the inputs with one value per feature where it is entirely missing from an
+        example; None = the file's mean.
+        """
         if self.missing is None:
             return self.inputs
         values = (

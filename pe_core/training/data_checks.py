@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pe_core.data import Batch, Dataset, Sequences
+from pe_core.data.plausibility import warn_of_losses
 from pe_core.errors import UserValueError
 from pe_core.model.config import Features, ModelConfig, Tokens
 from pe_core.model.values import require_tokens_fit
@@ -40,7 +41,9 @@ def check_batch(config: ModelConfig, batch: Batch) -> None:
 
 
 def check_sequences(config: ModelConfig, sequences: Sequences, what: str) -> None:
-    """Raise a ValueError unless the sequences fit the model's inputs and learned tables."""
+    """Raise a ValueError unless the sequences fit the model's inputs and learned tables; warn where
+    float32 loses most of a feature that was not standardised.
+    """
     if isinstance(config.inputs, Features):
         if sequences.num_features != config.inputs.num_features:
             found = (
@@ -62,6 +65,9 @@ def check_sequences(config: ModelConfig, sequences: Sequences, what: str) -> Non
             )
         except ValueError as error:
             raise UserValueError(f"{what}: {error}") from None
+    if sequences.exact is not None:
+        remedy = "standardise it (pe_core.data.Standardisation), or subtract an offset from it"
+        warn_of_losses(sequences.exact, sequences.inputs, sequences.mask, what, remedy=remedy)
     longest = int(sequences.lengths.max())
     for encoding in config.encodings:
         limit = encoding.length_limit
