@@ -1,17 +1,14 @@
-"""`Dataset`: the training, validation and test parts of a task, and how examples are split."""
+"""`Dataset`: the training, validation and test parts of a task."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64
 
 from pe_core.data.sequences import Sequences
 from pe_core.data.standardisation import Standardisation
 from pe_core.errors import UserValueError
-from pe_core.model.random import SPLIT, derive, permutation
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,35 +84,6 @@ class Dataset:
         if self.num_features is not None:
             return None
         return 1 + max(int(sequences.inputs.max()) for sequences in self.parts.values())
-
-
-def check_fraction(validation_fraction: float) -> None:
-    """Refuse a validation fraction outside the open interval (0, 1)."""
-    if not 0.0 < validation_fraction < 1.0:
-        raise UserValueError(
-            f"validation_fraction must lie between 0 and 1, got {validation_fraction}; for "
-            "example 0.2"
-        )
-
-
-def part_count(fraction: float, count: int, what: str) -> int:
-    """Return how many of `count` examples a part takes: `fraction` of them, rounded, but at least
-    one and not all.
-
-    Raises:
-        ValueError: there are fewer than two examples.
-    """
-    if count < 2:
-        raise UserValueError(
-            f"{what} has {count} example; a training and a validation part need at least 2; add "
-            "examples"
-        )
-    return min(max(math.floor(fraction * count + 0.5), 1), count - 1)
-
-
-def split_order(seed: int, count: int) -> Int64[np.ndarray, " count"]:
-    """Return the order in which examples are dealt to the parts, int64 (count,)."""
-    return permutation(derive(seed, SPLIT), count)
 
 
 def describe_steps(num_features: int | None) -> str:

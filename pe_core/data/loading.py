@@ -6,16 +6,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from pe_core.data.dataset import (
-    Dataset,
-    check_fraction,
-    describe_steps,
-    part_count,
-    split_order,
-)
+from pe_core.data.dataset import Dataset, describe_steps
 from pe_core.data.npz import read_npz
+from pe_core.data.plausibility import warn_of_missing_classes
 from pe_core.data.reading import Reading
 from pe_core.data.sequences import Sequences
+from pe_core.data.splitting import check_fraction, split_by_class, split_order
 from pe_core.data.standardisation import Standardisation
 from pe_core.data.tasks import digits, dummy, order
 from pe_core.data.ts import read_ts
@@ -34,7 +30,7 @@ def load(
     seed: int = 0,
     validation_fraction: float = VALIDATION_FRACTION,
 ) -> Dataset:
-    """Load a built-in task or a training file, split and standardised.
+    """Load a built-in task or a training file, split by class and standardised.
 
     Features are standardised with statistics of the training part, and an entirely missing feature
     is filled with its mean there. Tokens, `dummy` and `order` stay as they are.
@@ -43,7 +39,8 @@ def load(
         data: one of `DATA_NAMES`, or a training file ending in .npz or .ts.
         test: a second file, whose labels are matched by name to the classes of the first.
         seed: determines the task's numbers, and the split into training and validation.
-        validation_fraction: the share of the training examples held out for validation.
+        validation_fraction: the share of the training examples, of each class, held out for
+            validation.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -135,18 +132,20 @@ def _from_files(
             f"{test.path}: has {describe_steps(test.num_features)}, the training file has "
             f"{describe_steps(train.num_features)}; give both the same"
         )
-    count = len(train.labels)
-    shuffled = split_order(seed, count)
-    validation_count = part_count(validation_fraction, count, str(train.path))
-    mean = train.observed_mean(shuffled[validation_count:])
+    labels = train.label_indices()
+    held_out, kept = split_by_class(
+        split_order(seed, len(labels)), labels, validation_fraction, str(train.path)
+    )
+    warn_of_missing_classes(train.class_names, labels, labels[held_out], str(train.path))
+    mean = train.observed_mean(kept)
     standardisation = None
     if train.num_features is not None:
-        standardisation = train.fit(shuffled[validation_count:], mean)
+        standardisation = train.fit(kept, mean)
     every = train.sequences(None, mean, standardisation)
     return Dataset(
         train.path.stem.removesuffix("_TRAIN"),
-        every.take(shuffled[validation_count:]),
-        every.take(shuffled[:validation_count]),
+        every.take(kept),
+        every.take(held_out),
         None if test is None else test.sequences(every.class_names, mean, standardisation),
         standardisation,
     )

@@ -5,13 +5,15 @@ found and the remedy.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, Num
+from jaxtyping import Bool, Float32, Int64, Integer, Num
 
 # Distinct values are counted in so many steps at most.
 STEPS_COUNTED: Final = 10_000
+LISTED: Final = 20
 
 
 class DataWarning(UserWarning):
@@ -52,6 +54,40 @@ def warn_of_losses(
             f"{what}: feature {first}{more} has {before[first]:,} distinct values, of which "
             f"float32 keeps {after[first]:,}; {remedy}"
         )
+
+
+def warn_of_missing_classes(
+    names: tuple[str, ...],
+    labels: Integer[np.ndarray, " examples"],
+    held_out: Integer[np.ndarray, " held_out"],
+    what: str,
+) -> None:
+    """Warn of classes without any example, and of those without one in the validation part.
+
+    Args:
+        names: of the classes.
+        labels: the class of each example.
+        held_out: the classes of the examples in the validation part.
+        what: the name of the data.
+    """
+    sizes = np.bincount(labels, minlength=len(names))
+    there = np.bincount(held_out, minlength=len(names))
+    if not sizes.all():
+        absent = _listed(repr(names[number]) for number in np.flatnonzero(sizes == 0))
+        warn(f"{what}: no example of class {absent}; add some, or remove it from the header")
+    if unseen := [
+        f"{names[number]!r} ({sizes[number]} in all)"
+        for number in np.flatnonzero((sizes > 0) & (there == 0))
+    ]:
+        warn(
+            f"{what}: the validation part has no example of class {_listed(unseen)}, all are in "
+            "the training part; add examples, or hold out more"
+        )
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
 
 
 def _distinct(steps: Num[np.ndarray, "steps features"]) -> Int64[np.ndarray, " features"]:

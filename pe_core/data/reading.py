@@ -81,7 +81,7 @@ class Reading:
                 contents; names the file.
         """
         names = self.class_names if class_names is None else tuple(class_names)
-        labels = None if self.labels is None else self._indices(self.labels, names)
+        labels = None if self.labels is None else self.label_indices(names)
         if standardisation is not None and self.num_features != len(standardisation.mean):
             raise UserValueError(
                 f"{self.path} has {describe_steps(self.num_features)}, but the model takes "
@@ -135,9 +135,17 @@ class Reading:
             )
         return np.where(self.missing[:, None, :], values, self.inputs)
 
-    def _indices(
-        self, labels: tuple[str, ...], names: tuple[str, ...]
+    def label_indices(
+        self, class_names: tuple[str, ...] | None = None
     ) -> Int32[np.ndarray, " count"]:
+        """Return the number of each example's class, int32 (count,), among these classes; None =
+        the file's own.
+
+        Raises:
+            ValueError: a label is not among the classes; names the file.
+        """
+        names = self.class_names if class_names is None else class_names
+        labels = self.labels or ()
         index = {name: number for number, name in enumerate(names)}
         # Some published .ts files capitalise a class differently in the header and in the data.
         folded = {name.casefold(): number for number, name in enumerate(names)}

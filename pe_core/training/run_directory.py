@@ -31,6 +31,9 @@ MODEL_FOLDER: Final = "model"
 CHECKPOINTS_FOLDER: Final = "checkpoints"
 METRICS_ARRAY: Final = "epoch/metrics"
 RECORDS_ARRAY: Final = "epoch/records"
+OTHER_DATA: Final = (
+    ": the data have changed, or it began with a version that did not divide files by class"
+)
 # Rows that an array of a checkpoint may have: a bound on what is read.
 MAX_ROWS: Final = 1 << 40
 
@@ -230,8 +233,9 @@ class RunDirectory:
 def _require_same(record: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     for name, value in record.items():
         if found.get(name) != value:
+            why = OTHER_DATA if name == "data_sha256" else ""
             raise UserValueError(
-                f"{name} is {str(found.get(name))[:80]}, the run has {str(value)[:80]}"
+                f"{name} is {str(found.get(name))[:80]}, the run has {str(value)[:80]}{why}"
             )
 
 
