@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parity_tests.refusals import each_refusal, refused
-from pe_core.data import Sequences, Standardisation, load, read
+from pe_core.data import DataWarning, Sequences, Standardisation, load, read
 from pe_core.model.random import SPLIT, derive, permutation
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -265,6 +265,22 @@ def test_ts_gaps_are_interpolated(tmp_path: Path) -> None:
     data = read(ts(tmp_path, *lines))
     assert data.inputs[0].T.tolist() == [[1, 1, 2, 3, 4, 4], [0, 1, 2, 0, -2, -2]]
     assert data.mask is None
+
+
+@pytest.mark.parametrize("header", ["@equalLength true", "@equalLength false", "@missing true"])
+def test_ts_missing_steps_at_the_end_are_padding(tmp_path: Path, header: str) -> None:
+    lines = [header, "@classLabel true a b", "@data", "1,?,NaN,NaN:4,5,?,?:a", "1,2,3,?:?,5,6,7:b"]
+    lines += ["?,?,?,?:?,?,?,?:b"]
+    data = read(ts(tmp_path, *lines), fill=(0.0, 0.0))
+    padded = header != "@equalLength false"
+    assert data.lengths.tolist() == ([2, 4, 4] if padded else [4, 4, 4])
+    assert data.inputs[:2, :, 0].tolist() == [[1, 1, *((0, 0) if padded else (1, 1))], [1, 2, 3, 3]]
+
+
+def test_digits_that_float64_cuts_are_told(tmp_path: Path) -> None:
+    lines = ["@classLabel true a", "@data", "1700000000000000001,1700000000000000002:a"]
+    with pytest.warns(DataWarning, match="line 3: 1700000000000000001 is read as 17.* subtract"):
+        read(ts(tmp_path, *lines))
 
 
 def test_a_wholly_missing_feature_takes_the_mean(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ found and the remedy.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable
 from typing import Final
@@ -14,6 +15,7 @@ from jaxtyping import Bool, Float32, Int64, Integer, Num
 # Distinct values are counted in so many steps at most.
 STEPS_COUNTED: Final = 10_000
 LISTED: Final = 20
+LONG_INTEGER: Final = re.compile(r"(?<![\w.])\d{16,300}")
 
 
 class DataWarning(UserWarning):
@@ -54,6 +56,22 @@ def warn_of_losses(
             f"{what}: feature {first}{more} has {before[first]:,} distinct values, of which "
             f"float32 keeps {after[first]:,}; {remedy}"
         )
+
+
+def warn_of_cut_digits(texts: Iterable[tuple[str, str]]) -> None:
+    """Warn of the first integer in a text that float64 does not hold.
+
+    Args:
+        texts: the place of each text, and its numbers.
+    """
+    for where, text in texts:
+        for digits in LONG_INTEGER.findall(text):
+            if int(digits) != int(float(digits)):
+                warn(
+                    f"{where}: {digits} is read as {float(digits):.0f}, float64 cannot hold its "
+                    "digits; subtract an offset in the file"
+                )
+                return
 
 
 def warn_of_missing_classes(

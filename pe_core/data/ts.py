@@ -13,7 +13,9 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool, Float64
 
+from pe_core.data.plausibility import warn_of_cut_digits
 from pe_core.data.reading import Reading, right_padded_mask, sorted_names
+from pe_core.data.standardisation import FLOAT64_INTEGERS
 from pe_core.errors import UserFileNotFoundError, UserValueError
 
 COMMENTS: Final = ("#", "%")
@@ -34,7 +36,7 @@ class _Header:
     class_names: tuple[str, ...]
     univariate: bool
     dimensions: int | None
-    equal_length: bool
+    equal_length: bool | None
     series_length: int | None
     end: int
 
@@ -45,7 +47,9 @@ def read_ts(path: Path) -> Reading:
     Header names are case-insensitive, and unknown ones are ignored. Class names keep their case and
     the header's order; if it lists none, they are the distinct labels, sorted. A missing value (`?`
     or `NaN`) is interpolated linearly between the observed neighbours in its dimension; at the ends
-    it takes the nearest one. A dimension with no observed value in an example is marked in
+    it takes the nearest one. Where all lines are equally long and the header does not say
+    `@equalLength false`, the steps at the end that are missing in every dimension are padding. A
+    dimension with no observed value in an example is marked in
     `Reading.missing` and filled with the dimension's mean, which `load` takes from the training
     part.
 
@@ -69,9 +73,13 @@ def read_ts(path: Path) -> Reading:
         examples.append(example)
         labels.append(label.strip())
         numbers.append(number)
+    if any(np.nanmax(np.abs(example), initial=0.0) > FLOAT64_INTEGERS for example in examples):
+        warn_of_cut_digits((f"{path}, line {number}", lines[number - 1]) for number in numbers)
     if not examples:
         raise UserValueError(f"{path}: no data after @data; add one line per example")
     names = (header.class_names or sorted_names(labels)) if header.labelled else ()
+    if header.equal_length or (header.equal_length is None and _equally_long(examples)):
+        examples = [_without_padding(example) for example in examples]
     return _reading(
         path, examples, tuple(labels) if header.labelled else None, names, tuple(numbers)
     )
@@ -167,7 +175,7 @@ def _checked_header(path: Path, tags: dict[str, tuple[list[str], str]], end: int
         names,
         truth("univariate"),
         size("dimensions"),
-        truth("equallength"),
+        truth("equallength") if "equallength" in tags else None,
         size("serieslength"),
         end,
     )
@@ -241,6 +249,21 @@ def _check_alike(where: str, example: np.ndarray, first: np.ndarray, header: _He
             f"{where}: {example.shape[1]} values, the first example has {first.shape[1]}; "
             "complete the line, or write @equalLength false"
         )
+
+
+def _equally_long(examples: list[np.ndarray]) -> bool:
+    """Return whether several lines are equally long; of one alone nothing is known."""
+    return len(examples) > 1 and len({example.shape[1] for example in examples}) == 1
+
+
+def _without_padding(
+    example: Float64[np.ndarray, "dimensions steps"],
+) -> Float64[np.ndarray, "dimensions steps"]:
+    """Return an example without the steps at its end that no dimension has observed; the whole of
+    one without any observation.
+    """
+    observed = np.flatnonzero(~np.isnan(example).all(axis=0))
+    return example[:, : observed[-1] + 1] if len(observed) else example
 
 
 def _reading(
