@@ -23,13 +23,13 @@ __all__ = ["files", "pe"]
 
 # Frozen: to add, rename or remove an option or a field of a config is a change that users see.
 OPTIONS = {
-    "train": "config framework data test encoding d-model num-heads num-layers d-ff norm activation"
+    "train": "config framework data test layout encoding d-model num-heads num-layers d-ff norm activation"
     " attention-bias pooling dropout epochs batch-size learning-rate schedule warmup-steps"
     " weight-decay beta1 beta2 epsilon max-gradient-norm optimizer seed precision dropout-rng"
     " rows-per-block"
     " checkpoint-every stop-at out json",
     "resume": "RUN framework checkpoint-every stop-at json",
-    "predict": "MODEL data framework seed precision json",
+    "predict": "MODEL data framework layout seed precision json",
     "parity": "config encoding depth steps precision calibrate report json",
     "trace": "impl out config model seed masked depth precision",
     "compare": "A B reference precision json",

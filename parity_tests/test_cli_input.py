@@ -68,8 +68,8 @@ table.csv => a data file must end in .npz or .ts
 cut.npz => not an .npz archive, or cut short
 flipped.npz => damaged
 nan.npz => inputs hold nan in example
-misspelt.npz => unknown array label, the known ones are inputs, labels, mask, lengths; did you mean
-    'labels'?
+misspelt.npz => unknown array label, the known ones are inputs, labels, mask, lengths (or X and y
+    for the first two); did you mean 'labels'?
 pickled.npz => Python objects
 word.ts => line 7, dimension 1: 'x' is not a number
 bytes.ts => has no @data line

@@ -10,7 +10,7 @@ import numpy as np
 
 from pe_cli.options import DATA, FILE, FLAT, FOLDER, FRAMEWORK
 from pe_cli.reporting import check_json, console, write_json
-from pe_core.data import DATA_NAMES, Sequences, Standardisation, load, read
+from pe_core.data import DATA_NAMES, Layout, Sequences, Standardisation, load, read
 from pe_core.errors import UserValueError, require_integer
 from pe_core.model.config import ComputeConfig, Features, Precision
 from pe_core.storage.model_directory import CONFIG_FILE, SavedModel, load_model
@@ -33,6 +33,7 @@ class PredictOptions:
         data: a .npz or .ts file, or built-in data, of which the test or else the validation part is
             taken.
         framework: where to compute; the first that is installed when not given.
+        layout: of the arrays in an .npz file, (count, length, features) or channels-first.
         seed: of the split of built-in data; that of the training when not given.
         precision: of the computation.
         json: write all predictions and probabilities to this file.
@@ -42,6 +43,7 @@ class PredictOptions:
     _: KW_ONLY
     data: Annotated[str, DATA]
     framework: Annotated[str | None, FRAMEWORK] = None
+    layout: Layout = "steps-first"
     seed: int | None = None
     precision: Precision = ComputeConfig.precision
     json: Annotated[str | None, FILE] = None
@@ -153,7 +155,7 @@ def _sequences(
 ) -> Sequences:
     require_integer("seed", seed, 0, (1 << 63) - 1)
     if options.data in DATA_NAMES:
-        data = load(options.data, seed=seed)
+        data = load(options.data, seed=seed, layout=options.layout)
         sequences = data.test or data.validation
         check_sequences(saved.config, sequences, options.data)
         if data.class_names != names:
@@ -162,6 +164,12 @@ def _sequences(
                 f"{options.data} has {found}; give the data that the model was trained for"
             )
         return sequences
-    sequences = read(options.data, class_names=names, standardisation=standardisation)
+    sequences = read(
+        options.data,
+        class_names=names,
+        standardisation=standardisation,
+        layout=options.layout,
+        tell=console.print,
+    )
     check_sequences(saved.config, sequences, options.data)
     return sequences

@@ -78,7 +78,13 @@ def run(options: Annotated[ResumeOptions, FLAT]) -> int:
             f"{options.run} is finished, its model is in {directory.path / MODEL_FOLDER}; train "
             "again for another run"
         )
-    data = load(source["data"], test=source["test"], seed=settings.seed)
+    data = load(
+        source["data"],
+        test=source["test"],
+        seed=settings.seed,
+        layout=source.get("layout", "steps-first"),
+        tell=console.print,
+    )
     make = engine_type(framework)
     console.print(f"{options.run}: going on in {framework} with {data.name}")
     total = settings.epochs * steps_per_epoch(

@@ -18,7 +18,7 @@ from pe_cli.reporting import (
     run_folder,
     write_json,
 )
-from pe_core.data import DATA_NAMES, Dataset, load, steps_per_epoch
+from pe_core.data import DATA_NAMES, Dataset, Layout, load, steps_per_epoch
 from pe_core.encodings import EncodingOptions, parse_encoding
 from pe_core.model.config import ComputeConfig, Features, Inputs, ModelConfig, Tokens
 from pe_core.training.backends import count_weights, engine_type, require_backend, versions
@@ -62,6 +62,7 @@ class TrainOptions:
         framework: where to train.
         data: built-in data (dummy, order, digits, digits64), or a file ending in .npz or .ts.
         test: a second file, to test on after training.
+        layout: of the arrays in .npz files, (count, length, features) or channels-first.
         encoding: none, or a name of pe list with its options, as in learned:layers=all.
         model: the model.
         train: the run.
@@ -76,6 +77,7 @@ class TrainOptions:
     framework: Annotated[str, FRAMEWORK]
     data: Annotated[str, DATA]
     test: Annotated[str | None, FILE] = None
+    layout: Layout = "steps-first"
     encoding: Annotated[str, ENCODING] = "learned"
     model: Annotated[ModelOptions, _flat("Model")] = field(default_factory=ModelOptions)
     train: Annotated[TrainConfig, _flat("Training")] = field(default_factory=TrainConfig)
@@ -107,7 +109,13 @@ def run(options: Annotated[TrainOptions, FLAT]) -> int:
     backend = require_backend(options.framework)
     check_json(options.json)
     require_positive(checkpoint_every=options.checkpoint_every, stop_at=options.stop_at)
-    data = load(options.data, test=options.test, seed=options.train.seed)
+    data = load(
+        options.data,
+        test=options.test,
+        seed=options.train.seed,
+        layout=options.layout,
+        tell=console.print,
+    )
     config = model_config(options, data)
     out = run_folder(options.out, f"{data.name}-{options.framework}")
     RunDirectory(out).require_free()
@@ -158,7 +166,11 @@ def source(options: TrainOptions) -> dict[str, str | None]:
     def absolute(name: str | None) -> str | None:
         return name if name is None or name in DATA_NAMES else str(Path(name).resolve())
 
-    return {"data": absolute(options.data), "test": absolute(options.test)}
+    return {
+        "data": absolute(options.data),
+        "test": absolute(options.test),
+        "layout": options.layout,
+    }
 
 
 def conclude(result: TrainResult, framework: str, data: str, out: Path, json: str | None) -> int:

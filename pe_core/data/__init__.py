@@ -5,6 +5,7 @@ in a reproducible order.
 from pe_core.data.batching import Batch, batch_at, batches, epoch_order, steps_per_epoch
 from pe_core.data.dataset import Dataset
 from pe_core.data.loading import DATA_NAMES, load, read
+from pe_core.data.npz import Layout
 from pe_core.data.plausibility import DataWarning
 from pe_core.data.sequences import Sequences
 from pe_core.data.standardisation import Standardisation
@@ -15,6 +16,7 @@ __all__ = [
     "Batch",
     "DataWarning",
     "Dataset",
+    "Layout",
     "Sequences",
     "Standardisation",
     "batch_at",

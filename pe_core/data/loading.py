@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
 from pe_core.data.dataset import Dataset, describe_steps
-from pe_core.data.npz import read_npz
-from pe_core.data.plausibility import warn_of_missing_classes
+from pe_core.data.npz import LAYOUTS, Layout, read_npz
+from pe_core.data.plausibility import (
+    warn_of_lengths,
+    warn_of_missing_classes,
+    warn_of_scales,
+)
 from pe_core.data.reading import Reading
 from pe_core.data.sequences import Sequences
 from pe_core.data.splitting import check_fraction, split_by_class, split_order
 from pe_core.data.standardisation import Standardisation
 from pe_core.data.tasks import digits, dummy, order
 from pe_core.data.ts import read_ts
-from pe_core.errors import UserValueError, nearest
+from pe_core.errors import UserValueError, nearest, require_one_of
 
 DATA_NAMES: Final = ("dummy", "order", "digits", "digits64")
 VALIDATION_FRACTION: Final = 0.2
 
-_READERS: Final = {".npz": read_npz, ".ts": read_ts}
+_READERS: Final[dict[str, Callable[[Path], Reading]]] = {".npz": read_npz, ".ts": read_ts}
+
+
+def _silent(line: str) -> None:
+    """Say nothing."""
 
 
 def load(
@@ -29,6 +37,8 @@ def load(
     test: str | Path | None = None,
     seed: int = 0,
     validation_fraction: float = VALIDATION_FRACTION,
+    layout: Layout = "steps-first",
+    tell: Callable[[str], object] = _silent,
 ) -> Dataset:
     """Load a built-in task or a training file, split by class and standardised.
 
@@ -41,6 +51,11 @@ def load(
         seed: determines the task's numbers, and the split into training and validation.
         validation_fraction: the share of the training examples, of each class, held out for
             validation.
+        layout: of three-dimensional inputs in .npz files: "steps-first", (count, length, features),
+            or "channels-first", (count, features, length).
+        tell: is called with a line on each file that was read.
+
+    A `DataWarning` is issued for what can be used and looks wrong.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -50,6 +65,8 @@ def load(
     """
     check_fraction(validation_fraction)
     if isinstance(data, str) and data in DATA_NAMES:
+        if layout != LAYOUTS[0]:
+            raise UserValueError(f"the layout {layout} does not go with {data}; leave it out")
         if test is not None:
             raise UserValueError(
                 f"a test file does not go with {data}, got {test}; leave it out, or give a "
@@ -66,7 +83,11 @@ def load(
             )
         return dummy(seed) if data == "dummy" else order(seed)
     return _from_files(
-        _reading(data), None if test is None else _reading(test), seed, validation_fraction
+        _reading(data, layout),
+        None if test is None else _reading(test, layout),
+        seed,
+        validation_fraction,
+        tell,
     )
 
 
@@ -76,6 +97,8 @@ def read(
     *,
     fill: Sequence[float] | None = None,
     standardisation: Standardisation | None = None,
+    layout: Layout = "steps-first",
+    tell: Callable[[str], object] = _silent,
 ) -> Sequences:
     """Read one file ending in .npz or .ts, not split; labels may be absent.
 
@@ -87,6 +110,8 @@ def read(
             `Standardisation.mean`; None = that of the standardisation, or else the file's mean.
         standardisation: applied to the numbers of the file, before they are cast to float32; None =
             features stay as they are.
+        layout: of three-dimensional inputs in an .npz file, as in `load`.
+        tell: is called with a line on what was read.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -94,12 +119,24 @@ def read(
     """
     if fill is None and standardisation is not None:
         fill = standardisation.mean
-    return _reading(path).sequences(class_names, fill, standardisation)
+    reading = _reading(path, layout)
+    sequences = reading.sequences(class_names, fill, standardisation)
+    tell(reading.describe())
+    if standardisation is not None:
+        warn_of_scales(sequences, standardisation, str(path))
+    return sequences
 
 
-def _reading(data: str | Path) -> Reading:
+def _reading(data: str | Path, layout: Layout) -> Reading:
+    require_one_of("layout", layout, LAYOUTS)
     path = Path(data)
     reader = _READERS.get(path.suffix.lower())
+    if layout != LAYOUTS[0]:
+        if reader is not read_npz:
+            raise UserValueError(
+                f"{data}: the layout {layout} is one of .npz files; leave it out for others"
+            )
+        return read_npz(path, layout)
     if reader is not None:
         return reader(path)
     if path.suffix or path.name != str(data):
@@ -115,7 +152,11 @@ def _reading(data: str | Path) -> Reading:
 
 
 def _from_files(
-    train: Reading, test: Reading | None, seed: int, validation_fraction: float
+    train: Reading,
+    test: Reading | None,
+    seed: int,
+    validation_fraction: float,
+    tell: Callable[[str], object],
 ) -> Dataset:
     if train.labels is None:
         raise UserValueError(
@@ -141,11 +182,13 @@ def _from_files(
     standardisation = None
     if train.num_features is not None:
         standardisation = train.fit(kept, mean)
-    every = train.sequences(None, mean, standardisation)
-    return Dataset(
-        train.path.stem.removesuffix("_TRAIN"),
-        every.take(kept),
-        every.take(held_out),
-        None if test is None else test.sequences(every.class_names, mean, standardisation),
-        standardisation,
-    )
+    every, tested = train.sequences(None, mean, standardisation), None
+    tell(train.describe())
+    if test is not None:
+        tested = test.sequences(every.class_names, mean, standardisation)
+        tell(test.describe())
+        warn_of_lengths(every.lengths, tested.lengths, str(test.path))
+        if standardisation is not None:
+            warn_of_scales(tested, standardisation, str(test.path))
+    name = train.path.stem.removesuffix("_TRAIN")
+    return Dataset(name, every.take(kept), every.take(held_out), tested, standardisation)

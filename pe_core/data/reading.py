@@ -7,17 +7,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int32, Integer, Num
 
 from pe_core.data.dataset import describe_steps
-from pe_core.data.plausibility import warn_of_losses
+from pe_core.data.plausibility import span, warn_of_inputs, warn_of_losses
 from pe_core.data.sequences import Sequences, checked_steps, require_finite
 from pe_core.data.standardisation import Standardisation
 from pe_core.errors import UserError, UserValueError
 
-LISTED_NAMES = 20
+LISTED_NAMES: Final = 20
+LISTED_COUNTS: Final = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,7 @@ class Reading:
         missing: bool (count, features), True = the feature is entirely missing from the example and
             its inputs are 0; None = none is.
         lines: the line of each example in a text file, from 1.
+        taken: how the file was understood, where it may be understood otherwise.
     """
 
     path: Path
@@ -42,11 +45,35 @@ class Reading:
     class_names: tuple[str, ...]
     missing: Bool[np.ndarray, "count features"] | None = None
     lines: tuple[int, ...] | None = None
+    taken: tuple[str, ...] = ()
 
     @property
     def num_features(self) -> int | None:
         """The number of features of a step; None for tokens."""
         return self.inputs.shape[2] if self.inputs.ndim == 3 else None
+
+    def describe(self) -> str:
+        """Say in one line what was read: count, lengths, features or tokens, and classes."""
+        count, longest = self.inputs.shape[:2]
+        lengths = np.full(count, longest) if self.mask is None else self.mask.sum(axis=1)
+        if self.num_features is None:
+            real = self.inputs if self.mask is None else self.inputs[self.mask]
+            width = f"a vocabulary of {int(real.max()) + 1:,} tokens"
+        else:
+            width = f"{self.num_features:,} feature{'s'[: self.num_features - 1]}"
+        parts = [
+            f"{count:,} sequence{'s'[: count - 1]} of length {span(lengths)}, {width}",
+            "no labels" if self.labels is None else self._describe_classes(),
+            *self.taken,
+        ]
+        return f"{self.path.name}: {'; '.join(parts)}"
+
+    def _describe_classes(self) -> str:
+        sizes = np.bincount(self.label_indices(), minlength=len(self.class_names))
+        if len(sizes) > LISTED_COUNTS:
+            return f"{len(sizes):,} classes of {span(sizes)} each"
+        counted = zip(self.class_names, sizes, strict=True)
+        return f"classes {', '.join(f'{name} ({size:,})' for name, size in counted)}"
 
     def observed_mean(
         self, rows: Integer[np.ndarray, " rows"]
@@ -89,6 +116,7 @@ class Reading:
             )
         with self.naming():
             inputs, mask = checked_steps(self.filled(fill), self.mask)
+            warn_of_inputs(inputs, mask, str(self.path))
             if standardisation is not None:
                 given, inputs = inputs, standardisation.apply(inputs, mask)
                 warn_of_losses(given, inputs, mask, str(self.path))
