@@ -64,7 +64,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # That each fault in a file has its own line is a claim of test_data_files.py.
 BAD_DATA = table("""
 missing.npz => no such file
-table.csv => a data file must end in .npz or .ts
+table.csv => has no rows below a line with the names of the columns
 cut.npz => not an .npz archive, or cut short
 flipped.npz => damaged
 nan.npz => inputs hold nan in example

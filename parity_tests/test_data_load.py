@@ -49,7 +49,7 @@ def write(tmp_path: Path) -> Write:
 
 NOT_FOUND = "unknown data '{}', the names are dummy, order, digits, digits64 or a path ...; {}"
 CHOOSE = "choose one of them, or give a file"
-ENDING = "a data file must end in .npz or .ts, got '{}'; convert it"
+ENDING = "a data file must end in .npz, .ts, .csv or .tsv, got '{}'; convert it"
 
 
 @each_refusal(
@@ -59,7 +59,7 @@ ENDING = "a data file must end in .npz or .ts, got '{}'; convert it"
             NOT_FOUND.format("Dummy", "did you mean 'dummy'?"): ("Dummy", {}),
             NOT_FOUND.format("x", CHOOSE): ("x", {}),
             NOT_FOUND.format("", CHOOSE): ("", {}),
-            "table.csv: " + ENDING.format(".csv"): ("table.csv", {}),
+            "table.txt: " + ENDING.format(".txt"): ("table.txt", {}),
             "some/folder: " + ENDING.format("no ending"): ("some/folder", {}),
             "a test file does not go with dummy, got x.ts; leave it": ("dummy", {"test": "x.ts"}),
             "a test file does not go with digits": ("digits", {"test": "x.ts"}),

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 import numpy as np
 
-from pe_cli.options import DATA, FILE, FLAT, FOLDER, FRAMEWORK
+from pe_cli.options import COLUMNS, DATA, FILE, FLAT, FOLDER, FRAMEWORK, parse_columns
 from pe_cli.reporting import check_json, console, write_json
 from pe_core.data import DATA_NAMES, Layout, Sequences, Standardisation, load, read
 from pe_core.errors import UserValueError, require_integer
@@ -30,10 +30,11 @@ class PredictOptions:
 
     Args:
         model: the folder of a run, or a model folder.
-        data: a .npz or .ts file, or built-in data, of which the test or else the validation part is
-            taken.
+        data: a .npz, .ts, .csv or .tsv file, or built-in data, of which the test or else the
+            validation part is taken.
         framework: where to compute; the first that is installed when not given.
         layout: of the arrays in an .npz file, (count, length, features) or channels-first.
+        columns: of a .csv file, as in sequence=patient,label=diagnosis.
         seed: of the split of built-in data; that of the training when not given.
         precision: of the computation.
         json: write all predictions and probabilities to this file.
@@ -44,6 +45,7 @@ class PredictOptions:
     data: Annotated[str, DATA]
     framework: Annotated[str | None, FRAMEWORK] = None
     layout: Layout = "steps-first"
+    columns: Annotated[str | None, COLUMNS] = None
     seed: int | None = None
     precision: Precision = ComputeConfig.precision
     json: Annotated[str | None, FILE] = None
@@ -133,6 +135,16 @@ def _details(saved: SavedModel, path: Path) -> tuple[tuple[str, ...], Standardis
     return tuple(names), standardisation, seed
 
 
+def _feature_names(saved: SavedModel) -> tuple[str, ...]:
+    names: Any = saved.details.get("feature_names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserValueError(
+            f"feature_names of the model must be names, got {str(names)[:80]}; correct its "
+            f"{CONFIG_FILE}"
+        )
+    return tuple(names)
+
+
 def _standardisation(saved: SavedModel) -> Standardisation | None:
     record: Any = saved.details.get("standardisation")
     if record is None:
@@ -169,6 +181,8 @@ def _sequences(
         class_names=names,
         standardisation=standardisation,
         layout=options.layout,
+        columns=parse_columns(options.columns),
+        feature_names=_feature_names(saved),
         tell=console.print,
     )
     check_sequences(saved.config, sequences, options.data)

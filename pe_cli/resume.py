@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from pe_cli.options import FILE, FLAT, FOLDER, FRAMEWORK
+from pe_cli.options import FILE, FLAT, FOLDER, FRAMEWORK, parse_columns
 from pe_cli.reporting import TrainReporter, check_json, console, require_positive
 from pe_cli.train import conclude
 from pe_core.data import load, steps_per_epoch
@@ -83,6 +83,7 @@ def run(options: Annotated[ResumeOptions, FLAT]) -> int:
         test=source["test"],
         seed=settings.seed,
         layout=source.get("layout", "steps-first"),
+        columns=parse_columns(source.get("columns")),
         tell=console.print,
     )
     make = engine_type(framework)
@@ -110,7 +111,7 @@ def _source(record: Any) -> dict[str, Any]:
     if (
         not isinstance(record, dict)
         or not isinstance(record.get("data"), str)
-        or not isinstance(record.get("test"), str | None)
+        or not all(isinstance(record.get(name), str | None) for name in ("test", "columns"))
     ):
         raise UserValueError(f"source is {str(record)[:80]}")
     return record

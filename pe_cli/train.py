@@ -9,7 +9,7 @@ from typing import Annotated, Final, get_type_hints
 
 from cyclopts import Group, Parameter
 
-from pe_cli.options import DATA, ENCODING, FILE, FLAT, FOLDER, FRAMEWORK
+from pe_cli.options import COLUMNS, DATA, ENCODING, FILE, FLAT, FOLDER, FRAMEWORK, parse_columns
 from pe_cli.reporting import (
     TrainReporter,
     check_json,
@@ -60,9 +60,11 @@ class TrainOptions:
     Args:
         config: a YAML or JSON file with options; options given here win.
         framework: where to train.
-        data: built-in data (dummy, order, digits, digits64), or a file ending in .npz or .ts.
+        data: built-in data (dummy, order, digits, digits64), or a file ending in .npz, .ts, .csv or
+            .tsv.
         test: a second file, to test on after training.
         layout: of the arrays in .npz files, (count, length, features) or channels-first.
+        columns: of .csv files, as in sequence=patient,label=diagnosis.
         encoding: none, or a name of pe list with its options, as in learned:layers=all.
         model: the model.
         train: the run.
@@ -78,6 +80,7 @@ class TrainOptions:
     data: Annotated[str, DATA]
     test: Annotated[str | None, FILE] = None
     layout: Layout = "steps-first"
+    columns: Annotated[str | None, COLUMNS] = None
     encoding: Annotated[str, ENCODING] = "learned"
     model: Annotated[ModelOptions, _flat("Model")] = field(default_factory=ModelOptions)
     train: Annotated[TrainConfig, _flat("Training")] = field(default_factory=TrainConfig)
@@ -114,6 +117,7 @@ def run(options: Annotated[TrainOptions, FLAT]) -> int:
         test=options.test,
         seed=options.train.seed,
         layout=options.layout,
+        columns=parse_columns(options.columns),
         tell=console.print,
     )
     config = model_config(options, data)
@@ -170,6 +174,7 @@ def source(options: TrainOptions) -> dict[str, str | None]:
         "data": absolute(options.data),
         "test": absolute(options.test),
         "layout": options.layout,
+        "columns": options.columns,
     }
 
 

@@ -20,6 +20,7 @@ class Dataset:
         train, validation, test: the parts; test is None where the task has none. Lengths may
             differ, features and classes may not.
         standardisation: applied to all parts, fitted on `train`; None where none was applied.
+        feature_names: the names of the columns of a table; empty where features have none.
 
     Raises:
         ValueError: a part has no labels, the parts differ in features or classes, or `train` holds
@@ -31,6 +32,7 @@ class Dataset:
     validation: Sequences
     test: Sequences | None = None
     standardisation: Standardisation | None = None
+    feature_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for part, sequences in self.parts.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +16,7 @@ from pe_core.data.dataset import describe_steps
 from pe_core.data.plausibility import span, warn_of_inputs, warn_of_losses
 from pe_core.data.sequences import Sequences, checked_steps, require_finite
 from pe_core.data.standardisation import Standardisation
-from pe_core.errors import UserError, UserValueError
+from pe_core.errors import UserError, UserFileNotFoundError, UserValueError
 
 LISTED_NAMES: Final = 20
 LISTED_COUNTS: Final = 10
@@ -36,6 +36,7 @@ class Reading:
             its inputs are 0; None = none is.
         lines: the line of each example in a text file, from 1.
         taken: how the file was understood, where it may be understood otherwise.
+        feature_names: the names of the columns of a table; empty where features have none.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class Reading:
     missing: Bool[np.ndarray, "count features"] | None = None
     lines: tuple[int, ...] | None = None
     taken: tuple[str, ...] = ()
+    feature_names: tuple[str, ...] = ()
 
     @property
     def num_features(self) -> int | None:
@@ -74,6 +76,25 @@ class Reading:
             return f"{len(sizes):,} classes of {span(sizes)} each"
         counted = zip(self.class_names, sizes, strict=True)
         return f"classes {', '.join(f'{name} ({size:,})' for name, size in counted)}"
+
+    def ordered(self, names: tuple[str, ...]) -> Reading:
+        """Return the contents with features in the order of these names; as they are where either
+        has none.
+
+        Raises:
+            ValueError: the features have other names.
+        """
+        if not names or not self.feature_names or names == self.feature_names:
+            return self
+        if set(names) != set(self.feature_names):
+            raise UserValueError(
+                f"{self.path}: the features are {', '.join(self.feature_names[:LISTED_NAMES])}, in "
+                f"training they were {', '.join(names[:LISTED_NAMES])}; give the same columns"
+            )
+        columns = [self.feature_names.index(name) for name in names]
+        missing = None if self.missing is None else self.missing[:, columns]
+        inputs = self.inputs[..., columns]
+        return replace(self, inputs=inputs, missing=missing, feature_names=names)
 
     def observed_mean(
         self, rows: Integer[np.ndarray, " rows"]
@@ -193,6 +214,93 @@ class Reading:
                 )
             indices[row] = found
         return indices
+
+
+def read_text(path: Path) -> str:
+    """Return a text file with newlines of one kind.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if not path.is_file():
+        raise UserFileNotFoundError(f"{path}: no such file; check the path")
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        # Comments in the archive hold names in older encodings. Latin-1 decodes every byte and
+        # leaves numbers unchanged.
+        text = content.decode("latin-1")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def padded_reading(
+    path: Path,
+    examples: list[Num[np.ndarray, "features steps"]],
+    labels: tuple[str, ...] | None,
+    names: tuple[str, ...],
+    lines: tuple[int, ...] | None,
+    taken: tuple[str, ...] = (),
+    *,
+    padded: bool | None = None,
+) -> Reading:
+    """Return examples of different lengths with gaps, NaN, as a reading without either.
+
+    Args:
+        path: the file.
+        examples: (features, steps) each.
+        labels: the name of each example's class; None where there are none.
+        names: of the classes.
+        lines: the line of each example.
+        taken: how the file was understood.
+        padded: steps at the end of an example that no feature has observed are padding; None = they
+            are where there are several examples, all equally long.
+    """
+    if padded is None:
+        padded = len(examples) > 1 and len({example.shape[1] for example in examples}) == 1
+    if padded:
+        examples = [_without_padding(example) for example in examples]
+    lengths = np.array([example.shape[1] for example in examples])
+    shape = (len(examples), int(lengths.max()), len(examples[0]))
+    inputs = np.zeros(shape, examples[0].dtype)
+    missing = np.zeros((len(examples), len(examples[0])), np.bool_)
+    for row, example in enumerate(examples):
+        missing[row] = np.isnan(example).all(axis=1)
+        inputs[row, : example.shape[1]] = _interpolated(example).T
+    return Reading(
+        path,
+        inputs,
+        right_padded_mask(lengths, inputs.shape[1]),
+        labels,
+        names,
+        missing if missing.any() else None,
+        lines,
+        taken,
+    )
+
+
+def _without_padding(
+    example: Num[np.ndarray, "features steps"],
+) -> Num[np.ndarray, "features observed"]:
+    """Return an example without the steps at its end that no feature has observed; the whole of one
+    without any observation.
+    """
+    observed = np.flatnonzero(~np.isnan(example).all(axis=0))
+    return example[:, : observed[-1] + 1] if len(observed) else example
+
+
+def _interpolated(
+    example: Num[np.ndarray, "features steps"],
+) -> Num[np.ndarray, "features steps"]:
+    """Interpolate an example's gaps; a feature without any value becomes 0."""
+    gaps: Bool[np.ndarray, "features steps"] = np.isnan(example)
+    if not gaps.any():
+        return example
+    steps, filled = np.arange(example.shape[1]), np.where(gaps, 0.0, example)
+    for feature in np.flatnonzero(gaps.any(axis=1) & ~gaps.all(axis=1)):
+        observed = ~gaps[feature]
+        filled[feature] = np.interp(steps, steps[observed], example[feature, observed])
+    return filled
 
 
 def sorted_names(labels: Iterable[str]) -> tuple[str, ...]:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Float64
 
 from pe_core.data.plausibility import warn_of_cut_digits
-from pe_core.data.reading import Reading, right_padded_mask, sorted_names
+from pe_core.data.reading import Reading, padded_reading, read_text, sorted_names
 from pe_core.data.standardisation import FLOAT64_INTEGERS
-from pe_core.errors import UserFileNotFoundError, UserValueError
+from pe_core.errors import UserValueError
 
 COMMENTS: Final = ("#", "%")
 TAGS: Final = (
@@ -78,24 +78,18 @@ def read_ts(path: Path) -> Reading:
     if not examples:
         raise UserValueError(f"{path}: no data after @data; add one line per example")
     names = (header.class_names or sorted_names(labels)) if header.labelled else ()
-    if header.equal_length or (header.equal_length is None and _equally_long(examples)):
-        examples = [_without_padding(example) for example in examples]
-    return _reading(
-        path, examples, tuple(labels) if header.labelled else None, names, tuple(numbers)
+    return padded_reading(
+        path,
+        examples,
+        tuple(labels) if header.labelled else None,
+        names,
+        tuple(numbers),
+        padded=header.equal_length,
     )
 
 
 def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise UserFileNotFoundError(f"{path}: no such file; check the path")
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        # Comments in the archive hold names in older encodings. Latin-1 decodes every byte and
-        # leaves numbers unchanged.
-        text = content.decode("latin-1")
-    return [line.strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
+    return [line.strip() for line in read_text(path).split("\n")]
 
 
 def _header(path: Path, lines: list[str]) -> _Header:
@@ -249,49 +243,3 @@ def _check_alike(where: str, example: np.ndarray, first: np.ndarray, header: _He
             f"{where}: {example.shape[1]} values, the first example has {first.shape[1]}; "
             "complete the line, or write @equalLength false"
         )
-
-
-def _equally_long(examples: list[np.ndarray]) -> bool:
-    """Return whether several lines are equally long; of one alone nothing is known."""
-    return len(examples) > 1 and len({example.shape[1] for example in examples}) == 1
-
-
-def _without_padding(
-    example: Float64[np.ndarray, "dimensions steps"],
-) -> Float64[np.ndarray, "dimensions steps"]:
-    """Return an example without the steps at its end that no dimension has observed; the whole of
-    one without any observation.
-    """
-    observed = np.flatnonzero(~np.isnan(example).all(axis=0))
-    return example[:, : observed[-1] + 1] if len(observed) else example
-
-
-def _reading(
-    path: Path,
-    examples: list[np.ndarray],
-    labels: tuple[str, ...] | None,
-    names: tuple[str, ...],
-    lines: tuple[int, ...],
-) -> Reading:
-    lengths = np.array([example.shape[1] for example in examples])
-    inputs = np.zeros((len(examples), int(lengths.max()), len(examples[0])))
-    missing = np.zeros((len(examples), len(examples[0])), np.bool_)
-    for row, example in enumerate(examples):
-        missing[row] = np.isnan(example).all(axis=1)
-        inputs[row, : example.shape[1]] = _interpolated(example).T
-    mask = right_padded_mask(lengths, inputs.shape[1])
-    return Reading(path, inputs, mask, labels, names, missing if missing.any() else None, lines)
-
-
-def _interpolated(
-    example: Float64[np.ndarray, "dimensions steps"],
-) -> Float64[np.ndarray, "dimensions steps"]:
-    """Interpolate an example's gaps; a dimension without any value becomes 0."""
-    gaps: Bool[np.ndarray, "dimensions steps"] = np.isnan(example)
-    if not gaps.any():
-        return example
-    steps, filled = np.arange(example.shape[1]), np.where(gaps, 0.0, example)
-    for dimension in np.flatnonzero(gaps.any(axis=1) & ~gaps.all(axis=1)):
-        observed = ~gaps[dimension]
-        filled[dimension] = np.interp(steps, steps[observed], example[dimension, observed])
-    return filled

@@ -193,11 +193,12 @@ def predict(engine: ForwardEngine, sequences: Sequences, batch_size: int) -> np.
 
 
 def model_details(data: Dataset) -> dict[str, Any]:
-    """Return what a model directory keeps of the data: the names of the classes and the
-    standardisation.
+    """Return what a model directory keeps of the data: the names of the classes, the
+    standardisation, and the names of the features where they have some.
     """
     standardisation = None if data.standardisation is None else data.standardisation.to_json()
-    return {"class_names": list(data.class_names), "standardisation": standardisation}
+    names = {"feature_names": list(data.feature_names)} if data.feature_names else {}
+    return {"class_names": list(data.class_names), "standardisation": standardisation} | names
 
 
 class _Clock:
