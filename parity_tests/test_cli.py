@@ -23,9 +23,9 @@ __all__ = ["files", "pe"]
 
 # Frozen: to add, rename or remove an option or a field of a config is a change that users see.
 OPTIONS = {
-    "train": "config framework data test layout columns encoding d-model num-heads num-layers d-ff"
-    " norm activation attention-bias pooling dropout epochs batch-size learning-rate schedule"
-    " warmup-steps"
+    "train": "config framework data test layout columns positions encoding d-model num-heads"
+    " num-layers d-ff norm activation attention-bias pooling dropout epochs batch-size"
+    " learning-rate schedule warmup-steps"
     " weight-decay beta1 beta2 epsilon max-gradient-norm optimizer seed precision dropout-rng"
     " rows-per-block"
     " checkpoint-every stop-at out json",

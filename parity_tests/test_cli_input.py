@@ -68,8 +68,8 @@ table.csv => has no rows below a line with the names of the columns
 cut.npz => not an .npz archive, or cut short
 flipped.npz => damaged
 nan.npz => inputs hold nan in example
-misspelt.npz => unknown array label, the known ones are inputs, labels, mask, lengths (or X and y
-    for the first two); did you mean 'labels'?
+misspelt.npz => unknown array label, the known ones are inputs, labels, mask, lengths, positions,
+    positions_unit (or X and y for the first two); did you mean 'labels'?
 pickled.npz => Python objects
 word.ts => line 7, dimension 1: 'x' is not a number
 bytes.ts => has no @data line

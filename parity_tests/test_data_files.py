@@ -123,8 +123,10 @@ TWO = {"inputs": np.zeros((2, 3))}
 @each_refusal(
     {
         ValueError: {
-            "unknown array input, the known ones are inputs, labels, mask, lengths (or X and y for "
-            "the first two); did you mean 'inputs'?": {"input": np.zeros((2, 3, 1))},
+            "unknown array input, the known ones are inputs, labels, mask, lengths, positions, "
+            "positions_unit (or X and y for the first two); did you mean 'inputs'?": {
+                "input": np.zeros((2, 3, 1))
+            },
             "unknown array w, z, ...; rename it if it is one of these": TWO
             | {"w": np.ones(2), "z": np.ones(2)},
             "holds both inputs and X, each would be inputs; keep one": TWO | {"X": np.ones((2, 3))},
@@ -347,7 +349,6 @@ def test_test_classes_follow_the_header_of_the_training_file(tmp_path: Path) -> 
 
 # A file, its lines divided by slashes, and what is said of it; H is the header above.
 REFUSED_TS = """
-@timeStamps true / @classLabel true a / @data => , line 1: time stamps are not supported; write
 # x / @targetLabel true / @data / 1:2.0 => , line 2: a regression target is not supported; use
 @univariate true / @data / 1:a => : has no @classLabel line; add @classLabel true
 @classLabel true a / 1,2:a => , line 2: expected a header line such as @classLabel, got '1,2:a'; put

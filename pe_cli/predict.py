@@ -182,6 +182,8 @@ def _sequences(
         standardisation=standardisation,
         layout=options.layout,
         columns=parse_columns(options.columns),
+        positions=saved.details.get("positions", "ignore"),
+        positions_unit=saved.details.get("positions_unit"),
         feature_names=_feature_names(saved),
         tell=console.print,
     )

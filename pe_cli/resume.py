@@ -84,6 +84,7 @@ def run(options: Annotated[ResumeOptions, FLAT]) -> int:
         seed=settings.seed,
         layout=source.get("layout", "steps-first"),
         columns=parse_columns(source.get("columns")),
+        positions=source.get("positions", "encode"),
         tell=console.print,
     )
     make = engine_type(framework)

@@ -18,8 +18,9 @@ from pe_cli.reporting import (
     run_folder,
     write_json,
 )
-from pe_core.data import DATA_NAMES, Dataset, Layout, load, steps_per_epoch
+from pe_core.data import DATA_NAMES, Dataset, Layout, UseOfPositions, load, steps_per_epoch
 from pe_core.encodings import EncodingOptions, parse_encoding
+from pe_core.errors import UserValueError
 from pe_core.model.config import ComputeConfig, Features, Inputs, ModelConfig, Tokens
 from pe_core.training.backends import count_weights, engine_type, require_backend, versions
 from pe_core.training.config import TrainConfig
@@ -28,6 +29,8 @@ from pe_core.training.loop import TrainResult, train
 from pe_core.training.run_directory import RunDirectory
 from pe_core.training.schedule import make_schedule
 
+# Of a table that positions in the data ask for.
+MAX_ROWS: Final = 100_000
 VERBS: Final = {"train": "train", "validation": "validate", "test": "test"}
 
 
@@ -65,6 +68,7 @@ class TrainOptions:
         test: a second file, to test on after training.
         layout: of the arrays in .npz files, (count, length, features) or channels-first.
         columns: of .csv files, as in sequence=patient,label=diagnosis.
+        positions: use of those in the files: given to the encoding, a feature, both, or none.
         encoding: none, or a name of pe list with its options, as in learned:layers=all.
         model: the model.
         train: the run.
@@ -81,6 +85,7 @@ class TrainOptions:
     test: Annotated[str | None, FILE] = None
     layout: Layout = "steps-first"
     columns: Annotated[str | None, COLUMNS] = None
+    positions: UseOfPositions = "encode"
     encoding: Annotated[str, ENCODING] = "learned"
     model: Annotated[ModelOptions, _flat("Model")] = field(default_factory=ModelOptions)
     train: Annotated[TrainConfig, _flat("Training")] = field(default_factory=TrainConfig)
@@ -93,7 +98,14 @@ class TrainOptions:
 
 def model_config(options: TrainOptions, data: Dataset) -> ModelConfig:
     """Return the model that the options describe, with sizes from the data."""
-    encoding = parse_encoding(options.encoding, max_length=data.length)
+    rows = data.table_length
+    encoding = parse_encoding(options.encoding, max_length=min(max(rows, 1), MAX_ROWS))
+    if encoding is not None and encoding.length_limit == MAX_ROWS < rows:
+        raise UserValueError(
+            f"{data.name} has positions up to {rows - 1:,} {data.positions_unit}, too many for a "
+            f"table of encoding {encoding.name!r}; take sinusoidal or rotary, or count steps with "
+            "--positions ignore"
+        )
     inputs = (
         Tokens(data.vocab_size)
         if data.vocab_size is not None
@@ -118,6 +130,7 @@ def run(options: Annotated[TrainOptions, FLAT]) -> int:
         seed=options.train.seed,
         layout=options.layout,
         columns=parse_columns(options.columns),
+        positions=options.positions,
         tell=console.print,
     )
     config = model_config(options, data)
@@ -175,6 +188,7 @@ def source(options: TrainOptions) -> dict[str, str | None]:
         "test": absolute(options.test),
         "layout": options.layout,
         "columns": options.columns,
+        "positions": options.positions,
     }
 
 

@@ -7,6 +7,7 @@ from pe_core.data.dataset import Dataset
 from pe_core.data.loading import DATA_NAMES, load, read
 from pe_core.data.npz import Layout
 from pe_core.data.plausibility import DataWarning
+from pe_core.data.positions import UseOfPositions
 from pe_core.data.sequences import Sequences
 from pe_core.data.standardisation import Standardisation
 from pe_core.data.tasks import digits, dummy, order, order_markers, swapped
@@ -19,6 +20,7 @@ __all__ = [
     "Layout",
     "Sequences",
     "Standardisation",
+    "UseOfPositions",
     "batch_at",
     "batches",
     "digits",

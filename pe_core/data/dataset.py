@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from pe_core.data.positions import UseOfPositions
 from pe_core.data.sequences import Sequences
 from pe_core.data.standardisation import Standardisation
 from pe_core.errors import UserValueError
@@ -20,6 +22,8 @@ class Dataset:
         train, validation, test: the parts; test is None where the task has none. Lengths may
             differ, features and classes may not.
         standardisation: applied to all parts, fitted on `train`; None where none was applied.
+        positions_unit: the unit of the positions; empty where steps are counted in all parts.
+        use_of_positions: what those of the files are used for, one of `positions.USES`.
         feature_names: the names of the columns of a table; empty where features have none.
 
     Raises:
@@ -33,6 +37,8 @@ class Dataset:
     test: Sequences | None = None
     standardisation: Standardisation | None = None
     feature_names: tuple[str, ...] = ()
+    positions_unit: str = ""
+    use_of_positions: UseOfPositions = "encode"
 
     def __post_init__(self) -> None:
         for part, sequences in self.parts.items():
@@ -45,6 +51,12 @@ class Dataset:
                 raise UserValueError(
                     f"the {part} part of {self.name} has {describe_steps(sequences.num_features)}, "
                     f"the train part {describe_steps(self.train.num_features)}; give both the same"
+                )
+            if (sequences.positions is None) != (self.train.positions is None):
+                has, lacks = ("train", part) if sequences.positions is None else (part, "train")
+                raise UserValueError(
+                    f"the {has} part of {self.name} has positions, the {lacks} part has none; give "
+                    "both, or ignore them"
                 )
             if sequences.class_names != self.train.class_names:
                 raise UserValueError(
@@ -77,8 +89,14 @@ class Dataset:
 
     @property
     def length(self) -> int:
-        """The number of steps of the longest part: what a table of positions must hold."""
+        """The number of steps of the longest part: what a table of counted positions must hold."""
         return max(sequences.length for sequences in self.parts.values())
+
+    @property
+    def table_length(self) -> int:
+        """The number of rows that a table of positions must have."""
+        given = [part.positions.max() for part in self.parts.values() if part.positions is not None]
+        return 1 + math.ceil(max(given)) if given else self.length
 
     @property
     def vocab_size(self) -> int | None:

@@ -14,6 +14,7 @@ from pe_core.data.plausibility import (
     warn_of_missing_classes,
     warn_of_scales,
 )
+from pe_core.data.positions import UseOfPositions
 from pe_core.data.reading import Reading
 from pe_core.data.sequences import Sequences
 from pe_core.data.splitting import check_fraction, split_by_class, split_order
@@ -43,6 +44,7 @@ def load(
     validation_fraction: float = VALIDATION_FRACTION,
     layout: Layout = "steps-first",
     columns: Mapping[str, str] | None = None,
+    positions: UseOfPositions = "encode",
     tell: Callable[[str], object] = _silent,
 ) -> Dataset:
     """Load a built-in task or a training file, split by class and standardised.
@@ -61,6 +63,8 @@ def load(
             or "channels-first", (count, features, length).
         columns: the names of the columns of tables that are "sequence", "step", "time" and "label",
             where they have other names.
+        positions: what those of the files are used for: "encode" gives them to the encodings,
+            "feature" makes a feature of them, "both" does both, "ignore" counts steps.
         tell: is called with a line on each file that was read.
 
     A `DataWarning` is issued for what can be used and looks wrong.
@@ -96,6 +100,7 @@ def load(
         None if test is None else _reading(test, layout, columns),
         seed,
         validation_fraction,
+        positions,
         tell,
     )
 
@@ -108,6 +113,8 @@ def read(
     standardisation: Standardisation | None = None,
     layout: Layout = "steps-first",
     columns: Mapping[str, str] | None = None,
+    positions: UseOfPositions = "encode",
+    positions_unit: str | None = None,
     feature_names: Iterable[str] | None = None,
     tell: Callable[[str], object] = _silent,
 ) -> Sequences:
@@ -124,6 +131,8 @@ def read(
             features stay as they are.
         layout: of three-dimensional inputs in an .npz file, as in `load`.
         columns: of a table, as in `load`.
+        positions: what those of the file are used for, as in `load`.
+        positions_unit: the unit that they shall have; None = their own.
         feature_names: the order of the features of a table; None = as they stand.
         tell: is called with a line on what was read.
 
@@ -133,7 +142,7 @@ def read(
     """
     if fill is None and standardisation is not None:
         fill = standardisation.mean
-    reading = _reading(path, layout, columns)
+    reading = _reading(path, layout, columns).placed(positions, positions_unit)
     if feature_names is not None:
         reading = reading.ordered(tuple(feature_names))
     sequences = reading.sequences(class_names, fill, standardisation)
@@ -184,6 +193,7 @@ def _from_files(
     test: Reading | None,
     seed: int,
     validation_fraction: float,
+    use: UseOfPositions,
     tell: Callable[[str], object],
 ) -> Dataset:
     if train.labels is None:
@@ -201,8 +211,14 @@ def _from_files(
             f"{test.path}: has {describe_steps(test.num_features)}, the training file has "
             f"{describe_steps(train.num_features)}; give both the same"
         )
+    # Steps without a gap are counted, and are positions where the other file has gaps.
+    given = [one for one in (train, test) if one is not None and one.positions is not None]
+    unit = given[0].positions_unit if given else None
+    if use == "ignore":
+        unit = None
+    train = train.placed(use, unit)
     if test is not None:
-        test = test.ordered(train.feature_names)
+        test = test.placed(use, unit).ordered(train.feature_names)
     labels = train.label_indices()
     held_out, kept = split_by_class(
         split_order(seed, len(labels)), labels, validation_fraction, str(train.path)
@@ -228,4 +244,6 @@ def _from_files(
         tested,
         standardisation,
         train.feature_names,
+        unit or "",
+        use,
     )

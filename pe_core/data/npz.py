@@ -9,11 +9,12 @@ from typing import Final, Literal, get_args
 import numpy as np
 from jaxtyping import Bool
 
+from pe_core.data.positions import UNITS, default_unit
 from pe_core.data.reading import Reading, right_padded_mask, sorted_names
 from pe_core.errors import UserTypeError, UserValueError, nearest
 from pe_core.storage.archive import read_archive
 
-ARRAYS: Final = ("inputs", "labels", "mask", "lengths")
+ARRAYS: Final = ("inputs", "labels", "mask", "lengths", "positions", "positions_unit")
 # As scikit-learn and aeon name them.
 OTHER_NAMES: Final = {"X": "inputs", "x": "inputs", "y": "labels"}
 Layout = Literal["steps-first", "channels-first"]
@@ -38,7 +39,8 @@ def read_npz(path: Path, layout: Layout = "steps-first") -> Reading:
     feature, or integers (count, length) for tokens. `labels` (or `y`), integers or strings
     (count,), name the classes; the classes are the distinct labels in order. `mask` is bool (count,
     length), True = real step; `lengths`, integers (count,), are a shorthand for right-padded
-    sequences.
+    sequences. `positions`, integers or floats (count, length), say where the steps stand, in the
+    unit `positions_unit`, a string.
 
     Args:
         path: the file.
@@ -65,7 +67,29 @@ def read_npz(path: Path, layout: Layout = "steps-first") -> Reading:
     taken = [f"{name} as {OTHER_NAMES[name]}" for name in OTHER_NAMES if name in found]
     if layout != LAYOUTS[0]:
         taken.append(layout)
-    return Reading(path, inputs, mask, labels, sorted_names(labels or ()), taken=tuple(taken))
+    positions, unit = arrays.get("positions"), arrays.get("positions_unit")
+    return Reading(
+        path,
+        inputs,
+        mask,
+        labels,
+        sorted_names(labels or ()),
+        taken=tuple(taken),
+        positions=positions,
+        positions_unit=_unit(path, positions, unit),
+    )
+
+
+def _unit(path: Path, positions: np.ndarray | None, unit: np.ndarray | None) -> str:
+    """Return the unit of positions; where none is given, integers are steps, floats seconds."""
+    if unit is None:
+        return default_unit(positions) or "steps"
+    if positions is None or unit.ndim or str(unit) not in UNITS:
+        raise UserValueError(
+            f"{path}: positions_unit must be one of {', '.join(UNITS)} beside positions, got "
+            f"{str(unit)[:40]!r}; correct it"
+        )
+    return str(unit)
 
 
 def _check_names(path: Path, names: Sequence[str]) -> None:

@@ -14,9 +14,10 @@ from jaxtyping import Bool, Float, Float64, Int32, Integer, Num
 
 from pe_core.data.dataset import describe_steps
 from pe_core.data.plausibility import span, warn_of_inputs, warn_of_losses
+from pe_core.data.positions import USES, UseOfPositions, checked_positions, converted
 from pe_core.data.sequences import Sequences, checked_steps, require_finite
 from pe_core.data.standardisation import Standardisation
-from pe_core.errors import UserError, UserFileNotFoundError, UserValueError
+from pe_core.errors import UserError, UserFileNotFoundError, UserValueError, require_one_of
 
 LISTED_NAMES: Final = 20
 LISTED_COUNTS: Final = 10
@@ -37,6 +38,8 @@ class Reading:
         lines: the line of each example in a text file, from 1.
         taken: how the file was understood, where it may be understood otherwise.
         feature_names: the names of the columns of a table; empty where features have none.
+        positions: (count, length), where each step stands; None = steps are counted.
+        positions_unit: the unit of the positions.
     """
 
     path: Path
@@ -48,6 +51,8 @@ class Reading:
     lines: tuple[int, ...] | None = None
     taken: tuple[str, ...] = ()
     feature_names: tuple[str, ...] = ()
+    positions: np.ndarray | None = None
+    positions_unit: str = "steps"
 
     @property
     def num_features(self) -> int | None:
@@ -66,6 +71,7 @@ class Reading:
         parts = [
             f"{count:,} sequence{'s'[: count - 1]} of length {span(lengths)}, {width}",
             "no labels" if self.labels is None else self._describe_classes(),
+            *([] if self.positions is None else [f"positions in {self.positions_unit}"]),
             *self.taken,
         ]
         return f"{self.path.name}: {'; '.join(parts)}"
@@ -76,6 +82,55 @@ class Reading:
             return f"{len(sizes):,} classes of {span(sizes)} each"
         counted = zip(self.class_names, sizes, strict=True)
         return f"classes {', '.join(f'{name} ({size:,})' for name, size in counted)}"
+
+    def placed(self, use: UseOfPositions, unit: str | None = None) -> Reading:
+        """Return the contents with their positions put to a use.
+
+        Args:
+            use: one of `USES`.
+            unit: the unit that they must have, where others have positions too: steps are counted
+                where there are none. None = their own unit, if there are any.
+
+        Raises:
+            ValueError: there are none where they are needed, or the unit is of another kind.
+        """
+        require_one_of("use of positions", use, USES)
+        if self.positions is None:
+            if unit == "steps":
+                _, mask = checked_steps(self.inputs, self.mask)
+                real = np.ones(self.inputs.shape[:2], np.bool_) if mask is None else mask
+                counted = np.where(real, np.cumsum(real, axis=1) - 1, 0)
+                return replace(self, positions=counted, positions_unit=unit).placed(use, unit)
+            if unit is not None or use in ("feature", "both"):
+                needed = "to make a feature of" if unit is None else f"in {unit}, as in training"
+                raise UserValueError(f"{self.path}: has no positions {needed}; add them")
+            return self
+        if use == "ignore":
+            told = f"positions in {self.positions_unit} not used"
+            return replace(self, positions=None, taken=(*self.taken, told))
+        unit = unit or self.positions_unit
+        positions = converted(self.positions, self.positions_unit, unit, str(self.path))
+        placed = replace(self, positions=positions, positions_unit=unit)
+        if use == "encode":
+            return placed
+        if self.num_features is None:
+            raise UserValueError(
+                f"{self.path}: tokens have no features, so positions cannot be one; leave "
+                f"positions={use} out"
+            )
+        with self.naming():
+            _, mask = checked_steps(self.inputs, self.mask)
+            column = checked_positions(positions, mask, self.inputs.shape[:2])[..., None]
+        names = (*self.feature_names, f"positions in {unit}") if self.feature_names else ()
+        missing = None if self.missing is None else np.pad(self.missing, ((0, 0), (0, 1)))
+        return replace(
+            placed,
+            inputs=np.concatenate([self.inputs, column], axis=2),
+            missing=missing,
+            feature_names=names,
+            positions=positions if use == "both" else None,
+            taken=(*self.taken, f"positions in {unit} as a feature"),
+        )
 
     def ordered(self, names: tuple[str, ...]) -> Reading:
         """Return the contents with features in the order of these names; as they are where either
@@ -141,7 +196,7 @@ class Reading:
             if standardisation is not None:
                 given, inputs = inputs, standardisation.apply(inputs, mask)
                 warn_of_losses(given, inputs, mask, str(self.path))
-            return Sequences(inputs, labels, mask, names)
+            return Sequences(inputs, labels, mask, names, self.positions)
 
     def fit(
         self,
@@ -243,6 +298,8 @@ def padded_reading(
     taken: tuple[str, ...] = (),
     *,
     padded: bool | None = None,
+    positions: list[Num[np.ndarray, " steps"]] | None = None,
+    positions_unit: str = "steps",
 ) -> Reading:
     """Return examples of different lengths with gaps, NaN, as a reading without either.
 
@@ -255,6 +312,8 @@ def padded_reading(
         taken: how the file was understood.
         padded: steps at the end of an example that no feature has observed are padding; None = they
             are where there are several examples, all equally long.
+        positions: of the steps of each example.
+        positions_unit: their unit.
     """
     if padded is None:
         padded = len(examples) > 1 and len({example.shape[1] for example in examples}) == 1
@@ -264,9 +323,13 @@ def padded_reading(
     shape = (len(examples), int(lengths.max()), len(examples[0]))
     inputs = np.zeros(shape, examples[0].dtype)
     missing = np.zeros((len(examples), len(examples[0])), np.bool_)
+    places = None if positions is None else np.zeros(shape[:2], np.result_type(*positions))
     for row, example in enumerate(examples):
+        if places is not None and positions is not None:
+            places[row, : example.shape[1]] = positions[row][: example.shape[1]]
         missing[row] = np.isnan(example).all(axis=1)
-        inputs[row, : example.shape[1]] = _interpolated(example).T
+        at = np.arange(example.shape[1]) if positions is None else positions[row]
+        inputs[row, : example.shape[1]] = _interpolated(example, at).T
     return Reading(
         path,
         inputs,
@@ -276,6 +339,8 @@ def padded_reading(
         missing if missing.any() else None,
         lines,
         taken,
+        positions=places,
+        positions_unit=positions_unit,
     )
 
 
@@ -290,13 +355,17 @@ def _without_padding(
 
 
 def _interpolated(
-    example: Num[np.ndarray, "features steps"],
+    example: Num[np.ndarray, "features steps"], positions: Num[np.ndarray, " places"]
 ) -> Num[np.ndarray, "features steps"]:
-    """Interpolate an example's gaps; a feature without any value becomes 0."""
+    """Interpolate an example's gaps between positions, or steps where these go back; a feature
+    without any value becomes 0.
+    """
     gaps: Bool[np.ndarray, "features steps"] = np.isnan(example)
     if not gaps.any():
         return example
-    steps, filled = np.arange(example.shape[1]), np.where(gaps, 0.0, example)
+    steps, filled = positions[: example.shape[1]], np.where(gaps, 0.0, example)
+    if not (np.diff(steps) > 0).all():
+        steps = np.arange(example.shape[1])
     for feature in np.flatnonzero(gaps.any(axis=1) & ~gaps.all(axis=1)):
         observed = ~gaps[feature]
         filled[feature] = np.interp(steps, steps[observed], example[feature, observed])

@@ -8,14 +8,14 @@ import csv
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float64, Int64, Num
+from jaxtyping import Int64, Num
 
 from pe_core.data.plausibility import warn_of_cut_digits
+from pe_core.data.positions import is_date, seconds
 from pe_core.data.reading import Reading, padded_reading, read_text, sorted_names
 from pe_core.data.standardisation import FLOAT64_INTEGERS
 from pe_core.errors import UserValueError, nearest
@@ -31,6 +31,8 @@ TOKENS: Final = ("token", "tokens")
 # What pandas calls the column of an index that has no name.
 UNNAMED: Final = ("", "unnamed: 0")
 MISSING: Final = ("", "?", "na", "n/a", "nan", "null", "none", "<na>", "nat")
+# The unit of dates, which count from the first step of their sequence.
+FROM_FIRST: Final = "dates"
 FRAME: Final = Path("data frame")
 
 
@@ -128,12 +130,12 @@ def _reading(table: _Table, given: Mapping[str, str]) -> Reading:
     _, first, inverse = np.unique(np.array(ids), return_index=True, return_inverse=True)
     # Sequences stand in the order in which they begin.
     number = np.argsort(np.argsort(first))[inverse]
-    place = roles.get("step") or roles.get("time")
-    order = (
-        np.argsort(number, kind="stable")
-        if place is None
-        else _by_place(table, number, ids, place, roles)
-    )
+    steps = _numbers(table, roles["step"], times=True) if "step" in roles else None
+    times, unit = _times(table, roles["time"]) if "time" in roles else (None, "steps")
+    places = steps if steps is not None else times
+    order = np.argsort(number, kind="stable") if places is None else np.lexsort((places, number))
+    if places is not None:
+        _refuse_equal(table, places[order], number[order], order, ids, roles)
     ends = np.cumsum(np.bincount(number))[:-1]
     left_out = [name for name in table.columns if name.lower() in UNNAMED]
     features = [name for name in table.columns if name not in (*roles.values(), *left_out)]
@@ -147,8 +149,23 @@ def _reading(table: _Table, given: Mapping[str, str]) -> Reading:
     labels = _labels(table, roles["label"], number, ids) if "label" in roles else None
     lines = None if table.lines is None else tuple(np.array(table.lines)[np.sort(first)].tolist())
     taken += ["without the unnamed column"] if left_out else []
+    # A time says more than a step.
+    placed = steps if times is None else times
+    if times is not None and unit == FROM_FIRST:
+        starts = np.repeat([times[order][0], *times[order][ends]], np.bincount(number))
+        placed, unit = np.empty_like(times), "seconds"
+        placed[order] = times[order] - starts
+        taken.append("dates count from the first step of a sequence")
+    positions = _positions(None if placed is None else placed[order], ends, steps=times is None)
     reading = padded_reading(
-        table.path, examples, labels, sorted_names(labels or ()), lines, tuple(taken)
+        table.path,
+        examples,
+        labels,
+        sorted_names(labels or ()),
+        lines,
+        tuple(taken),
+        positions=positions,
+        positions_unit=unit,
     )
     if [name.lower() for name in features] in ([name] for name in TOKENS):
         return _as_tokens(reading)
@@ -187,26 +204,37 @@ def _roles(table: _Table, given: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _by_place(
+def _refuse_equal(
     table: _Table,
+    places: Num[np.ndarray, " rows"],
     number: Int64[np.ndarray, " rows"],
+    order: Int64[np.ndarray, " rows"],
     ids: list[str],
-    place: str,
     roles: dict[str, str],
-) -> Int64[np.ndarray, " rows"]:
-    """Return the rows by sequence and, within one, by their place."""
-    places = (
-        _times(table, place) if place == roles.get("time") else _numbers(table, place, times=True)
-    )
-    order = np.lexsort((places, number))
-    same = (np.diff(number[order]) == 0) & (np.diff(places[order]) == 0)
+) -> None:
+    same = (np.diff(number) == 0) & (np.diff(places) == 0)
     if same.any():
         row = int(order[1:][same][0])
+        place = roles.get("step") or roles["time"]
         raise UserValueError(
             f"{table.where(row)}: {place} {table.columns[place][row]} of sequence {ids[row]!r} is "
             "given twice; keep one"
         )
-    return order
+
+
+def _positions(
+    places: Num[np.ndarray, " rows"] | None, ends: Int64[np.ndarray, " parts"], *, steps: bool
+) -> list[Num[np.ndarray, " steps"]] | None:
+    """Return the positions of each sequence, from 0 where steps count from 1; None for steps that
+    are counted without a gap.
+    """
+    if places is None:
+        return None
+    if steps and places.min() == 1:
+        places = places - 1
+    parts = np.split(places, ends)
+    counted = all(np.array_equal(part, np.arange(len(part))) for part in parts)
+    return None if steps and counted else parts
 
 
 def _features(table: _Table, names: list[str]) -> Num[np.ndarray, "rows features"]:
@@ -263,42 +291,24 @@ def _number(table: _Table, name: str, row: int, word: str) -> float:
         ) from None
 
 
-def _times(table: _Table, name: str) -> Float64[np.ndarray, " rows"]:
-    """Return a column of times: numbers as they are, dates as seconds since 1970."""
+def _times(table: _Table, name: str) -> tuple[Num[np.ndarray, " rows"], str]:
+    """Return a column of times and their unit: numbers as they are, dates as seconds since 1970."""
     values = table.columns[name]
     if isinstance(values, np.ndarray) and values.dtype.kind == "M":
         if np.isnat(values).any():
             row = int(np.argmax(np.isnat(values)))
             raise UserValueError(f"{table.where(row)}, column {name!r}: has no time; give it")
-        return values.astype("datetime64[ns]").astype(np.int64) / 1e9
+        return values.astype("datetime64[us]").astype(np.int64) / 1e6, FROM_FIRST
     words = [str(value).strip() for value in values]
-    if not _is_date(words[0]):
-        return _numbers(table, name, times=True).astype(np.float64)
+    if not is_date(words[0]):
+        return _numbers(table, name, times=True), "seconds"
     for row, word in enumerate(words):
-        if not _is_date(word):
+        if not is_date(word):
             raise UserValueError(
                 f"{table.where(row)}, column {name!r}: {word[:40]!r} is no ISO date such as "
                 "2024-05-01T12:30:00; correct it"
             )
-    return np.array([seconds(word) for word in words])
-
-
-def _is_date(word: str) -> bool:
-    try:
-        seconds(word)
-    except ValueError:
-        return False
-    return not word.isdigit()
-
-
-def seconds(date: str) -> float:
-    """Return the seconds since 1970 of an ISO date, in UTC where it names no zone.
-
-    Raises:
-        ValueError: no such date.
-    """
-    found = datetime.fromisoformat(date)
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    return np.array([seconds(word) for word in words]), FROM_FIRST
 
 
 def _labels(

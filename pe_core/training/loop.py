@@ -21,6 +21,7 @@ from pe_core.model.initial import initial_arrays
 from pe_core.storage.model_directory import SavedModel, save_model
 from pe_core.training.config import TrainConfig
 from pe_core.training.data_checks import check_data
+from pe_core.training.details import model_details
 from pe_core.training.engine import Engine, EngineType, ForwardEngine
 from pe_core.training.interrupts import StopRequest, stop_requests
 from pe_core.training.reporter import Reporter, Silent
@@ -190,15 +191,6 @@ def predict(engine: ForwardEngine, sequences: Sequences, batch_size: int) -> np.
     return np.concatenate(
         [engine.predict(batch)[batch.weights > 0] for batch in batches(sequences, batch_size)]
     )
-
-
-def model_details(data: Dataset) -> dict[str, Any]:
-    """Return what a model directory keeps of the data: the names of the classes, the
-    standardisation, and the names of the features where they have some.
-    """
-    standardisation = None if data.standardisation is None else data.standardisation.to_json()
-    names = {"feature_names": list(data.feature_names)} if data.feature_names else {}
-    return {"class_names": list(data.class_names), "standardisation": standardisation} | names
 
 
 class _Clock:

@@ -274,7 +274,10 @@ def data_digest(data: Dataset) -> str:
     """Return the SHA-256 of all that a run sees of its data."""
     sha = hashlib.sha256()
     for part, sequences in data.parts.items():
-        for array in (sequences.inputs, sequences.labels, sequences.mask):
+        arrays = [sequences.inputs, sequences.labels, sequences.mask]
+        # Only where there are some: runs of data without any keep their digest.
+        arrays += [] if sequences.positions is None else [sequences.positions]
+        for array in arrays:
             described = "none" if array is None else f"{array.dtype.str} {array.shape}"
             sha.update(f"{part} {described}\n".encode())
             sha.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
