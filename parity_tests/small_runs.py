@@ -45,8 +45,9 @@ def run(
     return train(ENGINES[name], config, data(masked=masked), train_config=options, compute=compute)
 
 
-def bits(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[str, bytes]]:
-    return {name: (str(array.dtype), array.tobytes()) for name, array in arrays.items()}
+def bits(arrays: Mapping[str, np.ndarray | None]) -> dict[str, tuple[str, bytes]]:
+    there = {name: array for name, array in arrays.items() if array is not None}
+    return {name: (str(array.dtype), array.tobytes()) for name, array in there.items()}
 
 
 class Recorder:

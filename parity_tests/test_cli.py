@@ -23,14 +23,14 @@ __all__ = ["files", "pe"]
 
 # Frozen: to add, rename or remove an option or a field of a config is a change that users see.
 OPTIONS = {
-    "train": "config framework data test validation-fraction from lengthen encoding"
-    " d-model num-heads num-layers d-ff norm activation"
+    "train": "config framework data test layout columns positions validation-fraction from lengthen"
+    " encoding d-model num-heads num-layers d-ff norm activation"
     " attention-bias pooling dropout epochs batch-size learning-rate schedule warmup-steps"
     " weight-decay beta1 beta2 epsilon max-gradient-norm optimizer seed precision dropout-rng"
     " rows-per-block"
     " threads checkpoint-every stop-at out json",
     "resume": "RUN framework data test epochs threads checkpoint-every stop-at json",
-    "predict": "MODEL data framework seed precision threads json",
+    "predict": "MODEL data framework layout columns seed precision threads json",
     "parity": "config encoding depth steps precision calibrate report json",
     "trace": "impl out config model seed masked depth precision",
     "compare": "A B reference precision json",
@@ -123,9 +123,9 @@ resume none --stop-at soon => --stop-at must be a whole number or null, got 'soo
 list all => pe list does not know what 'all' belongs to; see pe list --help
 train --framework troch --data dummy => unknown framework 'troch'; did you mean 'torch'?
 train --framework torch --data dumy => unknown data 'dumy', the names are dummy, order, digits,
-    digits64 or a path ending in .npz or .ts; did you mean 'dummy'?
-train --framework torch --data ./dummy => ./dummy: a data file must end in .npz or .ts, got 'no
-    ending'; convert it, for example with numpy.savez
+    digits64 or a path ending in .npz, .ts, .csv or .tsv; did you mean 'dummy'?
+train --framework torch --data ./dummy => ./dummy: a data file must end in .npz, .ts, .csv or .tsv,
+    got 'no ending'; convert it, for example with numpy.savez
 predict none --data dummy => none is not a model directory, config.json is missing; pass a directory
     that save() or `pe train` wrote
 parity --depth foward => --depth must be forward, gradient, step or run, got 'foward'; did you mean

@@ -6,9 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pe_core.data import DATA_NAMES, Dataset, Standardisation, load
+from pe_cli.options import parse_columns
+from pe_cli.reporting import console
+from pe_core.data import DATA_NAMES, Dataset, Layout, Standardisation, UseOfPositions, load
 from pe_core.data.loading import VALIDATION_FRACTION
-from pe_core.errors import UserValueError, require_fields
+from pe_core.data.npz import LAYOUTS
+from pe_core.data.positions import USES
+from pe_core.errors import UserValueError, require_fields, require_one_of
 
 
 @dataclass(frozen=True)
@@ -19,24 +23,39 @@ class Source:
         data: built-in data, or the path of a file.
         test: the path of a second file, to test on.
         validation_fraction: the share of the training examples that is held out.
+        layout: of the arrays in .npz files.
+        columns: of tables, as the option has them: sequence=patient,label=diagnosis.
+        positions: use of those in the files.
         standardisation: of the model that the run begins from; fitted on the data when None.
     """
 
     data: str
     test: str | None = None
     validation_fraction: float = VALIDATION_FRACTION
+    layout: Layout = "steps-first"
+    columns: str | None = None
+    positions: UseOfPositions = "encode"
     standardisation: Standardisation | None = None
 
     def __post_init__(self) -> None:
-        for name in ("data", "test"):
+        for name in ("data", "test", "columns"):
             text = getattr(self, name)
             if not isinstance(text, str | None) or (name == "data" and text is None):
                 raise UserValueError(f"source is no name of data: {name} is {str(text)[:80]}")
+        require_one_of("layout", self.layout, LAYOUTS)
+        require_one_of("use of positions", self.positions, USES)
 
     def load(self, seed: int) -> Dataset:
-        """Return the data, split by the seed."""
+        """Return the data, split by the seed, and say what was read."""
         data = load(
-            self.data, test=self.test, seed=seed, validation_fraction=self.validation_fraction
+            self.data,
+            test=self.test,
+            seed=seed,
+            validation_fraction=self.validation_fraction,
+            layout=self.layout,
+            columns=parse_columns(self.columns),
+            positions=self.positions,
+            tell=console.print,
         )
         return data if self.standardisation is None else restated(data, self.standardisation)
 
@@ -47,6 +66,9 @@ class Source:
             "data": _absolute(self.data),
             "test": _absolute(self.test),
             "validation_fraction": self.validation_fraction,
+            "layout": self.layout,
+            "columns": self.columns,
+            "positions": self.positions,
         } | ({} if standard is None else {"standardisation": standard.to_json()})
 
     @classmethod

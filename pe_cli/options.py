@@ -20,6 +20,7 @@ FILE: Final = Parameter(metavar="FILE")
 FOLDER: Final = Parameter(metavar="FOLDER")
 FRAMEWORK: Final = Parameter(metavar="torch|flax")
 DATA: Final = Parameter(metavar="NAME|FILE")
+COLUMNS: Final = Parameter(metavar="WHAT=NAME")
 ENCODING: Final = Parameter(metavar="NAME")
 READERS: Final = {"--config": read_options, "--from": model_options}
 KINDS: Final = {int: "a whole number", float: "a number", bool: "true or false"}
@@ -92,6 +93,20 @@ def _explain(error: cyclopts.CycloptsError, app: App) -> str:
         return f"{command} needs {error.msg}; {remedy}"
     said = f"does not know what {unused[0]!r} belongs to" if unused else str(error)
     return f"{command} {' '.join(said.split())}; {remedy}"
+
+
+def parse_columns(text: str | None) -> dict[str, str]:
+    """Return the names of columns by what they are, from a text such as sequence=id,label=class."""
+    columns = {}
+    for part in text.split(",") if text else ():
+        what, equals, name = part.partition("=")
+        if not equals or not what.strip() or not name.strip():
+            raise UserValueError(
+                f"--columns must be WHAT=NAME, several with commas between, got {text!r}; for "
+                "example sequence=patient,time=when"
+            )
+        columns[what.strip()] = name.strip()
+    return columns
 
 
 def _rule(option: Argument, choices: Sequence[str]) -> str:

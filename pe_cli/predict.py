@@ -7,9 +7,9 @@ from typing import Annotated, Final
 
 import numpy as np
 
-from pe_cli.options import DATA, FILE, FLAT, FOLDER, FRAMEWORK
+from pe_cli.options import COLUMNS, DATA, FILE, FLAT, FOLDER, FRAMEWORK, parse_columns
 from pe_cli.reporting import check_json, console, require_positive, write_json
-from pe_core.data import DATA_NAMES, Sequences, load, read
+from pe_core.data import DATA_NAMES, Layout, Sequences, load
 from pe_core.errors import UserValueError, require_integer
 from pe_core.model.config import ComputeConfig, Precision
 from pe_core.training.backends import backends, forward_type, require_backend, set_threads, versions
@@ -25,9 +25,11 @@ class PredictOptions:
 
     Args:
         model: the folder of a run, or a model folder.
-        data: a .npz or .ts file, or built-in data, of which the test or else the validation part is
-            taken.
+        data: a .npz, .ts, .csv or .tsv file, or built-in data, of which the test or else the
+            validation part is taken.
         framework: where to compute; the first that is installed when not given.
+        layout: of the arrays in an .npz file, (count, length, features) or channels-first.
+        columns: of a .csv file, as in sequence=patient,label=diagnosis.
         seed: of the split of built-in data; that of the training when not given.
         precision: of the computation.
         threads: of the processor; as many as the framework takes when not given.
@@ -38,6 +40,8 @@ class PredictOptions:
     _: KW_ONLY
     data: Annotated[str, DATA]
     framework: Annotated[str | None, FRAMEWORK] = None
+    layout: Layout = "steps-first"
+    columns: Annotated[str | None, COLUMNS] = None
     seed: int | None = None
     precision: Precision = ComputeConfig.precision
     threads: int | None = None
@@ -105,7 +109,8 @@ def _sequences(options: PredictOptions, predictor: Predictor) -> Sequences:
     require_integer("seed", seed, 0, (1 << 63) - 1)
     names = predictor.class_names
     if options.data in DATA_NAMES:
-        data = load(options.data, seed=seed)
+        columns = parse_columns(options.columns)
+        data = load(options.data, seed=seed, layout=options.layout, columns=columns)
         sequences = data.test or data.validation or data.train
         check_sequences(predictor.config, sequences, options.data)
         if data.class_names != names:
@@ -114,4 +119,9 @@ def _sequences(options: PredictOptions, predictor: Predictor) -> Sequences:
                 f"{options.data} has {found}; give the data that the model was trained for"
             )
         return sequences
-    return read(options.data, class_names=names, standardisation=predictor.standardisation)
+    return predictor.read(
+        options.data,
+        layout=options.layout,
+        columns=parse_columns(options.columns),
+        tell=console.print,
+    )

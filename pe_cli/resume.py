@@ -23,7 +23,13 @@ from pe_core.storage.strict_json import read_object
 from pe_core.training.backends import backends, engine_type, require_backend, set_threads
 from pe_core.training.config import TrainConfig
 from pe_core.training.loop import train
-from pe_core.training.run_directory import CONFIG_FILE, MODEL_FOLDER, RunDirectory, data_digest
+from pe_core.training.run_directory import (
+    CONFIG_FILE,
+    MODEL_FOLDER,
+    OTHER_DATA,
+    RunDirectory,
+    data_digest,
+)
 
 FIELDS: Final = {
     "model",
@@ -162,5 +168,5 @@ def _require_same_data(data: Dataset, source: Source, record: dict[str, Any]) ->
     if found != expected:
         raise UserValueError(
             f"{source.data}: not the data of the run (data_sha256 is {found[:12]}..., the run has "
-            f"{str(expected)[:12]}...); give the file that it was trained on"
+            f"{str(expected)[:12]}...){OTHER_DATA}; give the file that it was trained on"
         )

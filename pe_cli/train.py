@@ -11,7 +11,7 @@ from cyclopts import Group, Parameter
 
 from pe_cli.data_source import Source
 from pe_cli.option_files import encoding_text
-from pe_cli.options import DATA, ENCODING, FILE, FLAT, FOLDER, FRAMEWORK
+from pe_cli.options import COLUMNS, DATA, ENCODING, FILE, FLAT, FOLDER, FRAMEWORK
 from pe_cli.reporting import (
     TrainReporter,
     check_json,
@@ -20,7 +20,7 @@ from pe_cli.reporting import (
     run_folder,
     write_json,
 )
-from pe_core.data import Dataset, Standardisation, steps_per_epoch
+from pe_core.data import Dataset, Layout, Standardisation, UseOfPositions, steps_per_epoch
 from pe_core.data.loading import VALIDATION_FRACTION
 from pe_core.encodings import EncodingOptions, parse_encoding
 from pe_core.errors import UserValueError
@@ -38,7 +38,7 @@ from pe_core.training.data_checks import check_data
 from pe_core.training.loop import TrainResult, train
 from pe_core.training.run_directory import RunDirectory
 from pe_core.training.schedule import make_schedule
-from pe_core.training.start import Lengthen, Start, start_from
+from pe_core.training.start import MAX_ROWS, Lengthen, Start, start_from
 
 VERBS: Final = {"train": "train", "validation": "validate", "test": "test"}
 
@@ -73,8 +73,12 @@ class TrainOptions:
         config: a YAML or JSON file with options, or the folder of a run, whose options are taken;
             options given here win.
         framework: where to train.
-        data: built-in data (dummy, order, digits, digits64), or a file ending in .npz or .ts.
+        data: built-in data (dummy, order, digits, digits64), or a file ending in .npz, .ts, .csv or
+            .tsv.
         test: a second file, to test on after training.
+        layout: of the arrays in .npz files, (count, length, features) or channels-first.
+        columns: of .csv files, as in sequence=patient,label=diagnosis.
+        positions: use of those in the files: given to the encoding, a feature, both, or none.
         validation_fraction: the share of the training examples that is held out; 0 trains on all.
         from_: begin with the weights of a saved model, the folder of a run or of a model.
         lengthen: what a table of that model gets where the data are longer: its rows interpolated,
@@ -94,6 +98,9 @@ class TrainOptions:
     framework: Annotated[str, FRAMEWORK]
     data: Annotated[str, DATA]
     test: Annotated[str | None, FILE] = None
+    layout: Layout = "steps-first"
+    columns: Annotated[str | None, COLUMNS] = None
+    positions: UseOfPositions = "encode"
     validation_fraction: float = VALIDATION_FRACTION
     from_: Annotated[str | None, Parameter(name="--from", metavar="FOLDER")] = None
     lengthen: Lengthen | None = None
@@ -110,7 +117,14 @@ class TrainOptions:
 
 def model_config(options: TrainOptions, data: Dataset) -> ModelConfig:
     """Return the model that the options describe, with sizes from the data."""
-    encoding = parse_encoding(options.encoding, max_length=data.length)
+    rows = data.table_length
+    encoding = parse_encoding(options.encoding, max_length=min(max(rows, 1), MAX_ROWS))
+    if encoding is not None and encoding.length_limit == MAX_ROWS < rows:
+        raise UserValueError(
+            f"{data.name} has positions up to {rows - 1:,} {data.positions_unit}, too many for a "
+            f"table of encoding {encoding.name!r}; take sinusoidal or rotary, or count steps with "
+            "--positions ignore"
+        )
     inputs = (
         Tokens(data.vocab_size)
         if data.vocab_size is not None
@@ -130,7 +144,8 @@ def started(options: TrainOptions, saved: SavedModel, data: Dataset) -> Start:
     Raises:
         ValueError: an option says otherwise than the model.
     """
-    max_length, encoding = 0, parse_encoding(options.encoding or "none", max_length=data.length)
+    max_length, rows = 0, min(max(data.table_length, 1), MAX_ROWS)
+    encoding = parse_encoding(options.encoding or "none", max_length=rows)
     if options.encoding:
         max_length = getattr(encoding, "max_length", 0)
         own = saved.config.encodings
@@ -177,6 +192,9 @@ def run(options: Annotated[TrainOptions, FLAT]) -> int:
         options.data,
         options.test,
         options.validation_fraction,
+        options.layout,
+        options.columns,
+        options.positions,
         None if standardisation is None else Standardisation.from_json(standardisation),
     )
     data = source.load(options.train.seed)

@@ -120,21 +120,22 @@ class Engine:
         A loss or norm that is not finite leaves the weights as they were, in this step and in all
         that follow.
         """
-        with self._mode():
-            self._state, metrics = self._train_step(
-                self._state, self._checked(batch), np.uint32(step)
-            )
+        content = self._checked(batch)
+        with self._mode(content):
+            self._state, metrics = self._train_step(self._state, content, np.uint32(step))
         return metrics
 
     def evaluate(self, batch: Batch) -> Array:
         """Return (loss, correct, weight, 0) of a batch on the device, not waited for."""
-        with self._mode():
-            return self._evaluate(self._state.weights, self._checked(batch))
+        content = self._checked(batch)
+        with self._mode(content):
+            return self._evaluate(self._state.weights, content)
 
     def predict(self, batch: Batch) -> np.ndarray:
         """Return the logits of a batch, (batch, num_classes)."""
-        with self._mode():
-            return np.asarray(self._predict(self._state.weights, self._checked(batch)))
+        content = self._checked(batch)
+        with self._mode(content):
+            return np.asarray(self._predict(self._state.weights, content))
 
     def read(self, metrics: Sequence[Array]) -> np.ndarray:
         """Wait for metrics and return them as rows of float64."""
@@ -146,10 +147,11 @@ class Engine:
         """Return the loss and the gradient of every weight, in evaluation mode, or with the dropout
         of a step.
         """
-        with self._mode():
+        content = self._checked(batch)
+        with self._mode(content):
             (loss, _), found = self._gradients(
                 self._state.weights,
-                self._checked(batch),
+                content,
                 None if step is None else np.uint32(step),
             )
             return float(loss), self._get(found)
@@ -158,10 +160,11 @@ class Engine:
         """Return the named intermediates of a forward pass and the loss, in evaluation mode, or
         with the dropout of a step.
         """
-        with self._mode():
+        content = self._checked(batch)
+        with self._mode(content):
             found = self._taps(
                 self._state.weights,
-                self._checked(batch),
+                content,
                 None if step is None else np.uint32(step),
             )
             return {name: np.asarray(found[name].astype(self.dtype)) for name in self._tap_order}
@@ -215,8 +218,12 @@ class Engine:
         check_batch(self.config, batch)
         return _content(batch)
 
-    def _mode(self) -> AbstractContextManager[Any]:
-        return jax.enable_x64(True) if self.compute.precision == "float64" else nullcontext()
+    def _mode(self, batch: Mapping[str, Any] | None = None) -> AbstractContextManager[Any]:
+        positions = None if batch is None else batch["positions"]
+        # The flag does not change float32, and positions such as seconds since 1970 need it.
+        wide = positions is not None and positions.dtype.itemsize > 4
+        wide = wide or self.compute.precision == "float64"
+        return jax.enable_x64(True) if wide else nullcontext()
 
     def _put(self, arrays: Mapping[str, np.ndarray]) -> Weights:
         check_arrays(parameters(self.config), arrays, "the dictionary of arrays")
@@ -270,7 +277,11 @@ class Engine:
         # On a GPU, JAX takes float32 products in TF32 unless told otherwise.
         with jax.default_matmul_precision("highest"):
             return self._model(weights, step is not None)(
-                batch["inputs"], mask=batch["mask"], taps=taps, dropout_step=step
+                batch["inputs"],
+                mask=batch["mask"],
+                positions=batch["positions"],
+                taps=taps,
+                dropout_step=step,
             )
 
     def _tapped(self, weights: Weights, batch: dict[str, Any], step: Any) -> dict[str, Array]:
@@ -361,7 +372,16 @@ def _content(batch: Batch) -> dict[str, Any]:
         "labels": batch.labels.astype(np.int32, copy=False),
         "weights": batch.weights.astype(batch.weights.dtype.newbyteorder("="), copy=False),
         "mask": batch.mask,
+        "positions": _narrowed(batch.positions),
     }
+
+
+def _narrowed(positions: np.ndarray | None) -> np.ndarray | None:
+    """Return positions in 32 bits where these hold them; others need JAX's 64 bits, see `_mode`."""
+    if positions is None or positions.dtype.itemsize <= 4:
+        return positions
+    narrow = positions.astype(np.int32 if positions.dtype.kind == "i" else np.float32)
+    return narrow if np.array_equal(narrow, positions) else positions
 
 
 def _adam_state(optimizer: Any) -> AdamState:

@@ -89,7 +89,13 @@ class Engine:
         self._train(False)
         with torch.inference_mode():
             return (
-                self.model(self._tensor(batch.inputs), mask=self._tensor(batch.mask)).cpu().numpy()
+                self.model(
+                    self._tensor(batch.inputs),
+                    mask=self._tensor(batch.mask),
+                    positions=self._tensor(batch.positions),
+                )
+                .cpu()
+                .numpy()
             )
 
     def read(self, metrics: Sequence[Tensor]) -> np.ndarray:
@@ -182,7 +188,11 @@ class Engine:
     ) -> tuple[Tensor, Tensor]:
         check_batch(self.config, batch)
         logits = self.model(
-            self._tensor(batch.inputs), mask=self._tensor(batch.mask), taps=taps, dropout_step=step
+            self._tensor(batch.inputs),
+            mask=self._tensor(batch.mask),
+            positions=self._tensor(batch.positions),
+            taps=taps,
+            dropout_step=step,
         )
         labels, weights = self._tensor(batch.labels), self._tensor(batch.weights).to(self.dtype)
         total = weights.sum()

@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, Integer, Num
 
+from pe_core.data.positions import checked_positions
 from pe_core.errors import UserTypeError, UserValueError
 
 TOKEN_LIMIT: Final = 1 << 31
@@ -27,6 +28,8 @@ class Sequences:
         mask: bool (count, length), True = real step, at least one in each row; None = every step is
             real.
         class_names: the name of each class, in the order of the labels.
+        positions: int64 or float64 (count, length), where each step stands; None = steps are
+            counted. Wider or narrower numbers are converted; 0 in padding.
         exact: the features as they were given, where float32 holds other numbers: what a
             standardisation is fitted on and applied to; None where it holds the same.
 
@@ -42,6 +45,7 @@ class Sequences:
     labels: np.ndarray | None = None
     mask: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
+    positions: np.ndarray | None = None
     exact: np.ndarray | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
@@ -54,7 +58,16 @@ class Sequences:
         else:
             exact, inputs = inputs, _converted_features(inputs, mask)
             exact = None if _holds(inputs, exact, mask) else exact
-        arrays = {"inputs": inputs, "labels": labels, "mask": mask, "exact": exact}
+        positions = self.positions
+        if positions is not None:
+            positions = checked_positions(positions, mask, (inputs.shape[0], inputs.shape[1]))
+        arrays = {
+            "inputs": inputs,
+            "labels": labels,
+            "mask": mask,
+            "positions": positions,
+            "exact": exact,
+        }
         for name, array in arrays.items():
             object.__setattr__(self, name, None if array is None else _read_only(array))
         object.__setattr__(self, "class_names", names)
@@ -102,7 +115,8 @@ class Sequences:
         labels = None if self.labels is None else self.labels[indices]
         mask = None if self.mask is None else self.mask[indices]
         inputs = self.inputs if self.exact is None else self.exact
-        return Sequences(inputs[indices], labels, mask, self.class_names)
+        positions = None if self.positions is None else self.positions[indices]
+        return Sequences(inputs[indices], labels, mask, self.class_names, positions)
 
 
 def checked_steps(

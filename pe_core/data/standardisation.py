@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, overload
 
 import numpy as np
@@ -120,7 +120,7 @@ class Standardisation:
         if real is not None:
             standard[~real] = 0.0
         if isinstance(data, Sequences):
-            return Sequences(standard, data.labels, data.mask, data.class_names)
+            return replace(data, inputs=standard)
         require_finite(standard, real, inputs)
         return standard
 

@@ -22,6 +22,7 @@ from pe_core.storage.model_directory import SavedModel, save_model
 from pe_core.training.clock import Clock
 from pe_core.training.config import TrainConfig
 from pe_core.training.data_checks import check_data
+from pe_core.training.details import model_details
 from pe_core.training.engine import Engine, EngineType
 from pe_core.training.evaluation import (
     Evaluation,
@@ -210,14 +211,6 @@ def train(
             directory.write_test(tested.to_json())
         save_model(directory.path / MODEL_FOLDER, result.saved)
     return result
-
-
-def model_details(data: Dataset) -> dict[str, Any]:
-    """Return what a model directory keeps of the data: the names of the classes and the
-    standardisation.
-    """
-    standardisation = None if data.standardisation is None else data.standardisation.to_json()
-    return {"class_names": list(data.class_names), "standardisation": standardisation}
 
 
 @dataclass

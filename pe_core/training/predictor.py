@@ -5,18 +5,28 @@ run and for what a folder holds, in every framework.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from pe_core.data import Sequences, Standardisation, batches
+from pe_core.data import Layout, Sequences, batches, read
+from pe_core.data.loading import Source, silent
+from pe_core.data.positions import checked_positions
 from pe_core.data.sequences import checked_steps
 from pe_core.errors import UserError, UserValueError, require_integer
-from pe_core.model.config import ComputeConfig, Features
+from pe_core.model.config import ComputeConfig, Features, Inputs
 from pe_core.storage.model_directory import CONFIG_FILE, SavedModel, find_model, load_model
 from pe_core.training.config import TrainConfig
 from pe_core.training.data_checks import check_sequences
+from pe_core.training.details import (
+    AS_FEATURE,
+    saved_class_names,
+    saved_feature_names,
+    saved_positions,
+    saved_standardisation,
+)
 from pe_core.training.engine import ForwardEngine, ForwardEngineType
 from pe_core.training.raw_inputs import cut_batches
 
@@ -24,8 +34,8 @@ BATCH_SIZE: Final = 64
 
 
 class Predictor:
-    """A trained model with all that its folder holds: the names of its classes, and the
-    standardisation that its training data went through.
+    """A trained model with all that its folder holds: the names of its classes, the standardisation
+    that its training data went through, and the use of their positions.
 
     Args:
         engine_type: the engine of a backend.
@@ -41,6 +51,10 @@ class Predictor:
             numbers as texts where none were saved.
         standardisation: is applied to all that `logits`, `predict` and `predict_proba` are given;
             None for tokens and for models trained without one.
+        positions: what those of the training data were used for, one of `pe_core.data.positions
+            .USES`; "ignore" where they had none.
+        positions_unit: the unit that positions must have; None where there are none.
+        feature_names: the names of the columns of a table; empty where features have none.
         seed: of the training, which the split of built-in data depends on.
 
     Raises:
@@ -60,11 +74,13 @@ class Predictor:
         require_integer("batch_size", batch_size, 1)
         self.config = saved.config
         self.batch_size = batch_size
-        self.class_names = _class_names(saved, source)
+        self.class_names = saved_class_names(saved, source)
         try:
-            self.standardisation = _standardisation(saved)
+            self.standardisation = saved_standardisation(saved)
             self.seed: int = saved.details.get("seed", 0)
             require_integer("seed", self.seed, 0, (1 << 63) - 1)
+            self.positions, self.positions_unit = saved_positions(saved)
+            self.feature_names = saved_feature_names(saved)
         except (TypeError, ValueError) as error:
             raise UserValueError(f"{source}: {error}") from None
         self._engine = engine_type(
@@ -97,26 +113,28 @@ class Predictor:
             source=source,
         )
 
-    def predict(self, x: Any, *, mask: Any = None) -> np.ndarray:
+    def predict(self, x: Any, *, mask: Any = None, positions: Any = None) -> np.ndarray:
         """Return the name of the likeliest class of each sequence, texts (count,).
 
         Args:
             x: raw sequences, as `logits` takes them.
             mask: bool (count, length), True = real step.
+            positions: of the steps, as `logits` takes them.
         """
-        return self.named(self.logits(x, mask=mask))
+        return self.named(self.logits(x, mask=mask, positions=positions))
 
-    def predict_proba(self, x: Any, *, mask: Any = None) -> np.ndarray:
+    def predict_proba(self, x: Any, *, mask: Any = None, positions: Any = None) -> np.ndarray:
         """Return the probability of each class, float32 (count, num_classes), in the order of
         `class_names`; float64 where the model is computed in it.
 
         Args:
             x: raw sequences, as `logits` takes them.
             mask: bool (count, length), True = real step.
+            positions: of the steps, as `logits` takes them.
         """
-        return softmax(self.logits(x, mask=mask))
+        return softmax(self.logits(x, mask=mask, positions=positions))
 
-    def logits(self, x: Any, *, mask: Any = None) -> np.ndarray:
+    def logits(self, x: Any, *, mask: Any = None, positions: Any = None) -> np.ndarray:
         """Return the logits, (count, num_classes).
 
         Features are standardised in float64 as the training data were, and cast once.
@@ -126,21 +144,57 @@ class Predictor:
                 integers (count, length) for tokens; or a list of sequences, which may differ in
                 length: (length, features), or (length,) as above.
             mask: bool (count, length), True = real step; a list says its own lengths.
+            positions: numbers (count, length) in `positions_unit`, or for a list a list of numbers
+                (length,); where the model was trained with positions, and only there.
 
         Raises:
             TypeError: no real numbers.
             ValueError: data that do not fit the model; the line says where.
         """
-        found: list[np.ndarray] = []
-        for inputs, real in cut_batches(x, mask, self.config.inputs, self.batch_size):
+        self._require_positions(positions)
+        taken, found = self._features_given(), list[np.ndarray]()
+        for part in cut_batches(x, mask, positions, taken, self.batch_size):
             try:
-                found.append(self.logits_of(self._standardised(inputs, real)))
+                found.append(self.logits_of(self._standardised(*part)))
             except UserError as error:
                 if not found:
                     raise
                 first = self.batch_size * len(found)
                 raise type(error)(f"counted from example {first} on: {error}") from None
         return np.concatenate(found)
+
+    def read(
+        self,
+        data: Source,
+        *,
+        layout: Layout = "steps-first",
+        columns: Mapping[str, str] | None = None,
+        tell: Callable[[str], object] = silent,
+    ) -> Sequences:
+        """Return the sequences of a file or a data frame for `logits_of`: standardised, with their
+        features in the order and their positions in the unit and use of training.
+
+        Args:
+            data: a file ending in .npz, .ts, .csv or .tsv, or a data frame.
+            layout: of three-dimensional inputs in an .npz file.
+            columns: of a table, as `pe_core.data.load` takes them.
+            tell: is called with a line on what was read.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            TypeError, ValueError: data that cannot be used.
+        """
+        return read(
+            data,
+            class_names=self.class_names,
+            standardisation=self.standardisation,
+            layout=layout,
+            columns=columns,
+            positions=self.positions,
+            positions_unit=self.positions_unit,
+            feature_names=self.feature_names,
+            tell=tell,
+        )
 
     def logits_of(self, sequences: Sequences, what: str = "x") -> np.ndarray:
         """Return the logits of sequences that are standardised already, (count, num_classes).
@@ -159,12 +213,36 @@ class Predictor:
         """Return the names of the likeliest classes, texts (count,); the first of equal ones."""
         return np.array(self.class_names)[logits.argmax(axis=1)]
 
-    def _standardised(self, inputs: np.ndarray, mask: np.ndarray | None) -> Sequences:
+    def _require_positions(self, positions: Any) -> None:
+        if positions is None and self.positions != "ignore":
+            raise UserValueError(
+                f"the model was trained with positions in {self.positions_unit}, and x comes "
+                "without; pass positions, a number for each step"
+            )
+        if positions is not None and self.positions == "ignore":
+            raise UserValueError(
+                "positions are given, but the model was trained on counted steps; leave them out"
+            )
+
+    def _features_given(self) -> Inputs:
+        """Return what x has of the inputs: all but the feature that is made of the positions."""
+        inputs = self.config.inputs
+        if isinstance(inputs, Features) and self.positions in AS_FEATURE:
+            return Features(inputs.num_features - 1)
+        return inputs
+
+    def _standardised(
+        self, inputs: np.ndarray, mask: np.ndarray | None, positions: np.ndarray | None
+    ) -> Sequences:
         inputs, mask = checked_steps(inputs, mask)
+        if positions is not None and self.positions in AS_FEATURE:
+            column = checked_positions(positions, mask, (inputs.shape[0], inputs.shape[1]))
+            inputs = np.concatenate([inputs, column[..., None]], axis=2)
+            positions = positions if self.positions == "both" else None
         # In the dtype that was given: large values would lose their differences by a cast.
         if self.standardisation is not None:
             inputs = self.standardisation.apply(inputs, mask)
-        return Sequences(inputs, mask=mask)
+        return Sequences(inputs, mask=mask, positions=positions)
 
 
 def predict(engine: ForwardEngine, sequences: Sequences, batch_size: int) -> np.ndarray:
@@ -179,28 +257,3 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     wide = logits.astype(np.float64)
     shares = np.exp(wide - wide.max(axis=1, keepdims=True))
     return (shares / shares.sum(axis=1, keepdims=True)).astype(logits.dtype)
-
-
-def _class_names(saved: SavedModel, source: str) -> tuple[str, ...]:
-    count = saved.config.num_classes
-    names = saved.details.get("class_names") or [str(number) for number in range(count)]
-    known = {name for name in names if isinstance(name, str) and name}
-    if not isinstance(names, list) or len(known) != count or len(names) != count:
-        raise UserValueError(
-            f"{source}: class_names must be {count} different names, got {str(names)[:80]}; "
-            "correct the file"
-        )
-    return tuple(names)
-
-
-def _standardisation(saved: SavedModel) -> Standardisation | None:
-    record: Any = saved.details.get("standardisation")
-    if record is None:
-        return None
-    found, inputs = Standardisation.from_json(record), saved.config.inputs
-    if not isinstance(inputs, Features) or len(found.mean) != inputs.num_features:
-        raise UserValueError(
-            f"the standardisation has {len(found.mean)} features, the model takes {inputs}; save "
-            "the model again"
-        )
-    return found

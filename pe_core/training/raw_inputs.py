@@ -10,16 +10,20 @@ import numpy as np
 from pe_core.errors import UserTypeError, UserValueError
 from pe_core.model.config import Features, Inputs
 
-Part: TypeAlias = tuple[np.ndarray, np.ndarray | None]
+# Inputs, mask and positions.
+Part: TypeAlias = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]
 
 
-def cut_batches(x: Any, mask: Any, inputs: Inputs, size: int) -> Iterator[Part]:
-    """Return inputs and masks of so many sequences at a time, in the dtype that was given.
+def cut_batches(x: Any, mask: Any, positions: Any, inputs: Inputs, size: int) -> Iterator[Part]:
+    """Return inputs, masks and positions of so many sequences at a time, in the dtypes that were
+    given.
 
     Args:
         x: numbers (count, length, features), or (count, length) for one feature; integers (count,
             length) for tokens; or a list of sequences, padded here to the longest of all.
         mask: bool (count, length), True = real step; None for a list.
+        positions: numbers (count, length), or for a list a list of numbers (length,); None where
+            steps are counted.
         inputs: what the model takes.
         size: sequences in a part.
 
@@ -30,7 +34,7 @@ def cut_batches(x: Any, mask: Any, inputs: Inputs, size: int) -> Iterator[Part]:
     rows = _sequences(x)
     if rows is None:
         array = _shaped(_numbers(x, "x"), 3, inputs, "x")
-        return _cut_array(array, _mask(mask, array), size)
+        return _cut_array(array, _mask(mask, array), _places(positions, array), size)
     if mask is not None:
         raise UserValueError(
             "mask goes with an array, and x is a list, whose sequences have their own lengths; "
@@ -45,7 +49,7 @@ def cut_batches(x: Any, mask: Any, inputs: Inputs, size: int) -> Iterator[Part]:
                 "fill in what is missing"
             )
         arrays.append(_shaped(_numbers(row, what), 2, inputs, what))
-    return _cut_list(arrays, size)
+    return _cut_list(arrays, _places_of_each(positions, arrays), size)
 
 
 def _shaped(array: np.ndarray, axes: int, inputs: Inputs, what: str) -> np.ndarray:
@@ -115,14 +119,47 @@ def _mask(mask: Any, array: np.ndarray) -> np.ndarray | None:
     return mask
 
 
-def _cut_array(array: np.ndarray, mask: np.ndarray | None, size: int) -> Iterator[Part]:
+def _places(positions: Any, array: np.ndarray) -> np.ndarray | None:
+    if positions is None:
+        return None
+    places = _numbers(positions, "positions")
+    if places.shape != array.shape[:2]:
+        raise UserValueError(
+            f"positions have shape {places.shape}, x has {array.shape[:2]} steps; give one number "
+            "per step"
+        )
+    return places
+
+
+def _places_of_each(positions: Any, arrays: Sequence[np.ndarray]) -> list[np.ndarray] | None:
+    if positions is None:
+        return None
+    rows = [] if np.ndim(positions) == 0 else list(positions)
+    places = [_numbers(row, f"positions of sequence {n}") for n, row in enumerate(rows)]
+    if [row.shape for row in places] != [array.shape[:1] for array in arrays]:
+        raise UserValueError(
+            f"positions do not fit the {len(arrays)} sequences of the list x; give a list with one "
+            "number per step of each"
+        )
+    return places
+
+
+def _cut_array(
+    array: np.ndarray, mask: np.ndarray | None, places: np.ndarray | None, size: int
+) -> Iterator[Part]:
     # One part at least, so that empty data get their own line.
     for first in range(0, max(len(array), 1), size):
         rows = slice(first, first + size)
-        yield array[rows], None if mask is None else mask[rows]
+        yield (
+            array[rows],
+            None if mask is None else mask[rows],
+            None if places is None else places[rows],
+        )
 
 
-def _cut_list(arrays: Sequence[np.ndarray], size: int) -> Iterator[Part]:
+def _cut_list(
+    arrays: Sequence[np.ndarray], places: Sequence[np.ndarray] | None, size: int
+) -> Iterator[Part]:
     """Pad sequences on the right to the longest of all: one shape for each batch."""
     lengths = np.array([len(array) for array in arrays], np.int64)
     if not lengths.size or not lengths.all():
@@ -130,8 +167,16 @@ def _cut_list(arrays: Sequence[np.ndarray], size: int) -> Iterator[Part]:
         raise UserValueError(f"x has {found}; give at least one of each")
     longest, equal = int(lengths.max()), bool((lengths == lengths[0]).all())
     for first in range(0, len(arrays), size):
-        part = arrays[first : first + size]
-        inputs = np.zeros((len(part), longest, *part[0].shape[1:]), np.result_type(*part))
-        for row, array in enumerate(part):
-            inputs[row, : len(array)] = array
-        yield inputs, None if equal else np.arange(longest) < lengths[first : first + size, None]
+        rows = slice(first, first + size)
+        yield (
+            _padded(arrays[rows], longest),
+            None if equal else np.arange(longest) < lengths[rows, None],
+            None if places is None else _padded(places[rows], longest),
+        )
+
+
+def _padded(arrays: Sequence[np.ndarray], length: int) -> np.ndarray:
+    padded = np.zeros((len(arrays), length, *arrays[0].shape[1:]), np.result_type(*arrays))
+    for row, array in enumerate(arrays):
+        padded[row, : len(array)] = array
+    return padded

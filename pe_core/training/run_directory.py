@@ -35,6 +35,9 @@ METRICS_ARRAY: Final = "epoch/metrics"
 RECORDS_ARRAY: Final = "epoch/records"
 # What stands in a checkpoint for a figure that there is not: its numbers must be finite.
 ABSENT: Final = -1.0
+OTHER_DATA: Final = (
+    ": the data have changed, or it began with a version that did not divide files by class"
+)
 # Rows that an array of a checkpoint may have: a bound on what is read.
 MAX_ROWS: Final = 1 << 40
 
@@ -266,8 +269,9 @@ def _require_same(record: Mapping[str, Any], found: Mapping[str, Any]) -> None:
         if name == "train" and isinstance(other, dict) and "epochs" in other:
             other = other | {"epochs": value["epochs"]}
         if other != value:
+            why = OTHER_DATA if name == "data_sha256" else ""
             raise UserValueError(
-                f"{name} is {str(found.get(name))[:80]}, the run has {str(value)[:80]}"
+                f"{name} is {str(found.get(name))[:80]}, the run has {str(value)[:80]}{why}"
             )
 
 
@@ -306,7 +310,10 @@ def data_digest(data: Dataset) -> str:
     """Return the SHA-256 of all that a run sees of its data."""
     sha = hashlib.sha256()
     for part, sequences in data.parts.items():
-        for array in (sequences.inputs, sequences.labels, sequences.mask):
+        arrays = [sequences.inputs, sequences.labels, sequences.mask]
+        # Only where there are some: runs of data without any keep their digest.
+        arrays += [] if sequences.positions is None else [sequences.positions]
+        for array in arrays:
             described = "none" if array is None else f"{array.dtype.str} {array.shape}"
             sha.update(f"{part} {described}\n".encode())
             sha.update(b"" if array is None else np.ascontiguousarray(array).tobytes())

@@ -5,7 +5,7 @@ classes differ.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -16,12 +16,14 @@ from pe_core.errors import UserValueError
 from pe_core.model.config import ModelConfig
 from pe_core.model.initial import initial_arrays
 from pe_core.storage.model_directory import SavedModel
-from pe_core.training.data_checks import check_sequences
+from pe_core.training.data_checks import check_inputs
 
 # What the positions beyond the end of a table get: its rows, stretched over the new length, or new
 # rows behind them.
 Lengthen: TypeAlias = Literal["interpolate", "new"]
 HEAD = ("head.weight", "head.bias")
+# Of a table that positions in the data ask for.
+MAX_ROWS: Final = 100_000
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,13 @@ def start_from(
         ValueError: inputs of another kind, or a table that is too short where lengthen is None.
     """
     for part, sequences in data.parts.items():
-        # All but the lengths, which are a matter of the tables below.
-        whole = replace(saved.config, encodings=())
-        check_sequences(whole, sequences, f"the {part} part of {data.name}")
+        # Lengths and positions are a matter of the tables below.
+        check_inputs(saved.config, sequences, f"the {part} part of {data.name}")
     names = tuple(data.class_names)
-    needed = max(max_length, *(int(part.lengths.max()) for part in data.parts.values()))
+    needed = data.table_length
+    if data.train.positions is None:  # padding needs no rows
+        needed = max(int(part.lengths.max()) for part in data.parts.values())
+    needed = max(max_length, needed)
     config = replace(
         saved.config,
         num_classes=len(names),
@@ -97,9 +101,14 @@ def _longer(encoding: EncodingOptions, length: int, lengthen: Lengthen | None) -
     limit = encoding.length_limit
     if limit is None or length <= limit:
         return encoding
+    if length > MAX_ROWS:
+        raise UserValueError(
+            f"the data need {length:,} rows of the table of encoding {encoding.name!r}, more than "
+            f"{MAX_ROWS:,}; cut the sequences, or count steps with positions ignore"
+        )
     if lengthen is None:
         raise UserValueError(
-            f"the data have {length} steps, the encoding {encoding.name} of the model has "
+            f"the data need {length} rows, the encoding {encoding.name} of the model has "
             f"{limit} rows; give --lengthen interpolate or --lengthen new"
         )
     known = {field.name for field in fields(encoding)}  # type: ignore[arg-type]
