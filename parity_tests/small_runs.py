@@ -45,8 +45,9 @@ def run(
     return train(ENGINES[name], config, data(masked=masked), train_config=options, compute=compute)
 
 
-def bits(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[str, bytes]]:
-    return {name: (str(array.dtype), array.tobytes()) for name, array in arrays.items()}
+def bits(arrays: Mapping[str, np.ndarray | None]) -> dict[str, tuple[str, bytes]]:
+    there = {name: array for name, array in arrays.items() if array is not None}
+    return {name: (str(array.dtype), array.tobytes()) for name, array in there.items()}
 
 
 class Recorder:
@@ -72,7 +73,7 @@ class Recorder:
     def __call__(
         self, config: ModelConfig, arrays: Mapping[str, np.ndarray], *arguments: Any, **options: Any
     ) -> Engine:
-        self.arrays = dict(arrays)
+        self.arrays, self.classes = dict(arrays), config.num_classes
         return self
 
     def train_step(self, batch: Batch, step: int) -> Any:
@@ -83,7 +84,7 @@ class Recorder:
         return (1.0, 1.0, float(batch.weights.sum()), 0.0)
 
     def predict(self, batch: Batch) -> np.ndarray:
-        raise NotImplementedError
+        return np.zeros((len(batch.inputs), self.classes))
 
     def read(self, metrics: Sequence[Any]) -> np.ndarray:
         return np.array(metrics)

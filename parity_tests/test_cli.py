@@ -23,13 +23,14 @@ __all__ = ["files", "pe"]
 
 # Frozen: to add, rename or remove an option or a field of a config is a change that users see.
 OPTIONS = {
-    "train": "config framework data test encoding d-model num-heads num-layers d-ff norm activation"
+    "train": "config framework data test layout columns positions validation-fraction from lengthen"
+    " encoding d-model num-heads num-layers d-ff norm activation"
     " attention-bias pooling dropout epochs batch-size learning-rate schedule warmup-steps"
     " weight-decay beta1 beta2 epsilon max-gradient-norm optimizer seed precision dropout-rng"
     " rows-per-block"
-    " checkpoint-every stop-at out json",
-    "resume": "RUN framework checkpoint-every stop-at json",
-    "predict": "MODEL data framework seed precision json",
+    " threads checkpoint-every stop-at out json",
+    "resume": "RUN framework data test epochs threads checkpoint-every stop-at json",
+    "predict": "MODEL data framework layout columns seed precision threads json",
     "parity": "config encoding depth steps precision calibrate report json",
     "trace": "impl out config model seed masked depth precision",
     "compare": "A B reference precision json",
@@ -66,8 +67,8 @@ def test_help_says_what_each_option_is(pe: Pe, command: str) -> None:
     text = pe(command, "--help")
     assert text.startswith(f"Usage: pe {command}")
     assert max(map(len, text.splitlines())) <= WIDTH
-    for name in OPTIONS[command].split():
-        assert re.search(rf"^ [* ]* (--)?{name} .*[a-z]{{2}}", text, re.MULTILINE), name
+    for name in (*OPTIONS[command].split(), "import"):
+        assert re.search(rf"^[* ]*(--)?{name} .*[a-z]{{2}}", text, re.MULTILINE), name
 
 
 def test_help_names_every_command_and_exit_code(pe: Pe) -> None:
@@ -122,9 +123,9 @@ resume none --stop-at soon => --stop-at must be a whole number or null, got 'soo
 list all => pe list does not know what 'all' belongs to; see pe list --help
 train --framework troch --data dummy => unknown framework 'troch'; did you mean 'torch'?
 train --framework torch --data dumy => unknown data 'dumy', the names are dummy, order, digits,
-    digits64 or a path ending in .npz or .ts; did you mean 'dummy'?
-train --framework torch --data ./dummy => ./dummy: a data file must end in .npz or .ts, got 'no
-    ending'; convert it, for example with numpy.savez
+    digits64 or a path ending in .npz, .ts, .csv or .tsv; did you mean 'dummy'?
+train --framework torch --data ./dummy => ./dummy: a data file must end in .npz, .ts, .csv or .tsv,
+    got 'no ending'; convert it, for example with numpy.savez
 predict none --data dummy => none is not a model directory, config.json is missing; pass a directory
     that save() or `pe train` wrote
 parity --depth foward => --depth must be forward, gradient, step or run, got 'foward'; did you mean
@@ -143,8 +144,18 @@ demo --seed -1 => seed must lie in 0 .. 9223372036854775807, got -1
 """)
 BAD_OPTIONS = table("""
 --stop-at 0 => stop_at must lie in 1 .. 2147483648, got 0
+--threads 0 => threads must lie in 1 .. 2147483648, got 0
 --checkpoint-every -5 => checkpoint_every must lie in 1 .. 2147483648, got -5
 --epoch 3 => pe train has no option '--epoch'; did you mean '--epochs'?
+--class-weights=1 => pe train has no option '--class-weights'; see pe train --help
+--folds 5 => pe train has no option '--folds'; see pe train --help
+--model x => pe train has no option '--model'; see pe train --help
+--num-classes 3 => pe train has no option '--num-classes'; see pe train --help
+--lr 3 => pe train has no option '--lr'; did you mean '--learning-rate'?
+--learning-rat 3 => pe train has no option '--learning-rat'; did you mean '--learning-rate'?
+--heads 3 => pe train has no option '--heads'; did you mean '--num-heads'?
+--max-grad-norm 3 => pe train has no option '--max-grad-norm'; did you mean '--max-gradient-norm'?
+--batch 3 => pe train has no option '--batch'; did you mean '--batch-size'?
 --bacth_size=3 => pe train has no option '--bacth-size'; did you mean '--batch-size'?
 --epochs => --epochs needs a value; see pe train --help
 --epochs two => --epochs must be a whole number, got 'two'; see pe train --help

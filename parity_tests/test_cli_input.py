@@ -64,12 +64,12 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # That each fault in a file has its own line is a claim of test_data_files.py.
 BAD_DATA = table("""
 missing.npz => no such file
-table.csv => a data file must end in .npz or .ts
+table.csv => has no rows below a line with the names of the columns
 cut.npz => not an .npz archive, or cut short
 flipped.npz => damaged
 nan.npz => inputs hold nan in example
-misspelt.npz => unknown array label, the known ones are inputs, labels, mask, lengths; did you mean
-    'labels'?
+misspelt.npz => unknown array label, the known ones are inputs, labels, mask, lengths, positions,
+    positions_unit (or X and y for the first two); did you mean 'labels'?
 pickled.npz => Python objects
 word.ts => line 7, dimension 1: 'x' is not a number
 bytes.ts => has no @data line
@@ -222,7 +222,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def load(*arguments: Any, **options: Any) -> None:
         raise error
 
-    monkeypatch.setattr("pe_cli.train.load", load)
+    monkeypatch.setattr("pe_cli.data_source.load", load)
 
 
 ERRORS: list[tuple[Exception, str]] = [

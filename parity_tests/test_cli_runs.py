@@ -30,7 +30,7 @@ from pe_core.data import load, read
 from pe_core.encodings import ENCODINGS
 from pe_core.storage.model_directory import load_model
 from pe_core.training.backends import backends
-from pe_core.training.loop import predict
+from pe_core.training.predictor import predict
 from pe_parity.budgets import budget, distance
 from pe_parity.check import default_model
 
@@ -59,12 +59,15 @@ def test_train_writes_what_it_says(runs: Path, name: str) -> None:
     record = strict((runs / f"{name}.json").read_text())
     parts = ("train", "validation", "test")
     figures = {f"{part}_{kind}" for part in parts for kind in ("loss", "accuracy")}
-    others = "framework data seconds_per_step steps finished model versions"
+    others = "framework data seconds_per_step steps finished model versions test"
     assert set(record) == figures | set(others.split())
     assert (record["framework"], record["steps"]) == (name, 4)
     assert Path(record["model"]) == runs / name / "model"
     assert {"python", "numpy", "torch", "jax", "cores"} <= set(record["versions"])
-    assert names(runs / name) == ["checkpoints", "config.json", "metrics.jsonl", "model"]
+    files = ["checkpoints", "config.json", "metrics.jsonl", "model", "test.json"]
+    assert names(runs / name) == files
+    assert strict((runs / name / "test.json").read_text()) == record["test"]
+    assert np.trace(record["test"]["confusion"]) == record["test_accuracy"] * COUNT
     lines = metrics(runs / name)
     assert [line["kind"] for line in lines] == ["step", "step", "epoch"] * 2
     assert [line["step"] for line in lines if line["kind"] == "step"] == [0, 1, 2, 3]
@@ -144,8 +147,6 @@ def test_a_run_goes_on_in_the_other_framework(pe: Pe, files: Path, tmp_path: Pat
     for name, array in one.items():
         assert (array.astype(np.float32) == other[name].astype(np.float32)).all(), name
     assert [line["step"] for line in metrics(tmp_path / "part")] == [0, 1, 2, 2, 3, 4]
-    found = pe("resume", "part", code=2)
-    assert found == "part is finished, its model is in part/model; train again for another run"
 
 
 # Prediction.

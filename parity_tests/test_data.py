@@ -170,6 +170,28 @@ def test_take_refuses(kind: type[Exception], words: str, what: np.ndarray) -> No
         sequences().take(what)
 
 
+def test_masked_arrays_keep_their_mask() -> None:
+    hidden = np.zeros((2, 3, 2), np.bool_)
+    hidden[0, 2] = hidden[1, 0] = True
+    inputs = np.ma.masked_array(np.where(hidden, 1e20, 5.0), hidden)
+    labels, mask = np.array([0, 1]), np.array([[True] * 3, [True, True, False]])
+    made = Sequences(inputs, labels, mask, ("a", "b"))
+    assert np.asarray(made.mask).tolist() == [[True, True, False], [False, True, False]]
+    assert made.inputs[..., 0].tolist() == [[5, 5, 0], [0, 5, 0]]
+    fitted = Standardisation.fit(inputs)
+    assert (fitted.mean, fitted.apply(inputs)[0, 2].tolist()) == ((5.0, 5.0), [0.0, 0.0])
+    tokens = Sequences(np.ma.masked_equal([[3, 9], [4, 5]], 9))
+    assert (tokens.inputs.tolist(), tokens.lengths.tolist()) == ([[3, 0], [4, 5]], [1, 2])
+    assert Sequences(np.ma.masked_array(np.ones((2, 3, 1)))).mask is None
+    inputs[1, 1, 0] = np.ma.masked
+    with refused(ValueError, "inputs mask feature 0 of example 1, step 1, but not the whole step"):
+        Sequences(inputs)
+    with refused(ValueError, "labels of example 1 is masked (numpy.ma); give its value"):
+        Sequences(np.ones((2, 3, 1)), np.ma.masked_equal(labels, 1), None, ("a", "b"))
+    with refused(ValueError, "example 0 has no real step"):
+        Sequences(np.ma.masked_less(np.ones((2, 3, 1)), 2))
+
+
 # --- Standardisation ---
 
 

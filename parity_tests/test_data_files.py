@@ -8,16 +8,17 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from parity_tests.refusals import each_refusal, refused
-from pe_core.data import Sequences, Standardisation, load, read
+from pe_core.data import DataWarning, Sequences, Standardisation, load, read
 from pe_core.model.random import SPLIT, derive, permutation
 
-FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False, max_value=2.0**66)
 # The name of a class in a .ts file: no space, colon or comma, and not a comment.
 TS_NAMES = st.text("abcXYZ0123456789_.-é", min_size=1, max_size=6)
 
@@ -94,13 +95,16 @@ def test_npz_round_trip(drawn: tuple[list[np.ndarray], list[str]], by_lengths: b
         (np.array([-1, 1, -1]), ("-1", "1"), [0, 1, 0]),
         (np.array(["b", "a", "C"]), ("C", "a", "b"), [2, 1, 0]),
         (np.array(["10", "9", "2"]), ("2", "9", "10"), [2, 1, 0]),
+        (np.char.encode(["é", "b", "b"], "utf-8"), ("b", "é"), [1, 0, 0]),
         (np.array(["nan", "9", "10"]), ("10", "9", "nan"), [2, 1, 0]),
     ],
 )
 def test_classes_of_an_npz_file_are_its_distinct_labels(
     tmp_path: Path, labels: np.ndarray, names: tuple[str, ...], indices: list[int]
 ) -> None:
-    data = read(npz(tmp_path, inputs=np.zeros((3, 2, 1)), labels=labels))
+    told: list[str] = []
+    data = read(npz(tmp_path, X=np.zeros((3, 2, 1)), y=labels), tell=told.append)
+    assert told[0].endswith("; X as inputs; y as labels")
     assert (data.class_names, labels_of(data)) == (names, indices)
 
 
@@ -119,15 +123,25 @@ TWO = {"inputs": np.zeros((2, 3))}
 @each_refusal(
     {
         ValueError: {
-            "unknown array input, the known ones are inputs, labels, mask, lengths; did you mean "
-            "'inputs'?": {"input": np.zeros((2, 3, 1))},
-            "unknown array y, z, ...; remove it": TWO | {"y": np.ones(2), "z": np.ones(2)},
-            "has no array inputs, only labels; save": {"labels": np.ones(2)},
-            "has no array inputs, only nothing; save": {},
-            "array inputs holds Python objects and is not unpickled; save it as numbers": {
-                "inputs": np.array([[object()]])
+            "unknown array input, the known ones are inputs, labels, mask, lengths, positions, "
+            "positions_unit (or X and y for the first two); did you mean 'inputs'?": {
+                "input": np.zeros((2, 3, 1))
             },
-            "array labels holds Python objects": TWO | {"labels": np.array(["a", None])},
+            "unknown array w, z, ...; rename it if it is one of these": TWO
+            | {"w": np.ones(2), "z": np.ones(2)},
+            "holds both inputs and X, each would be inputs; keep one": TWO | {"X": np.ones((2, 3))},
+            "has no array inputs (or X), only labels; save": {"labels": np.ones(2)},
+            "has no array inputs (or X), only nothing; save": {},
+            "array X holds Python objects and is not unpickled; if its sequences differ in length, "
+            "pad": {"X": np.array([[object()]])},
+            "array labels holds Python objects ...; save labels.astype(str)": TWO
+            | {"labels": np.array(["a", None])},
+            "labels (2, 1) do not fit ..., shape (2,), for example labels.ravel()": TWO
+            | {"y": np.ones((2, 1), int)},
+            "labels (2, 3) do not fit ... labels.argmax(axis=1) where they are one-hot": TWO
+            | {"y": np.ones((2, 3), int)},
+            "labels are bytes that are not UTF-8 (b'\\xff'); save them as strings": TWO
+            | {"y": np.array([b"\xff", b"a"])},
             "inputs must have shape ... got (3,); reshape": {"inputs": np.ones(3)},
             "got (0, 3, 1); reshape": {"inputs": np.zeros((0, 3))},
             "got (); reshape": {"inputs": np.float32(3)},
@@ -148,6 +162,9 @@ TWO = {"inputs": np.zeros((2, 3))}
         TypeError: {
             "inputs must be real numbers, got dtype complex128; convert": {
                 "inputs": np.zeros((2, 3), complex)
+            },
+            "inputs have dtype |V2, as files show bfloat16 ...; save inputs.astype(numpy.float32": {
+                "x": np.zeros((2, 3), ml_dtypes.bfloat16)
             },
             "labels must be integers or strings, got dtype float64; convert": TWO
             | {"labels": np.ones(2)},
@@ -267,6 +284,22 @@ def test_ts_gaps_are_interpolated(tmp_path: Path) -> None:
     assert data.mask is None
 
 
+@pytest.mark.parametrize("header", ["@equalLength true", "@equalLength false", "@missing true"])
+def test_ts_missing_steps_at_the_end_are_padding(tmp_path: Path, header: str) -> None:
+    lines = [header, "@classLabel true a b", "@data", "1,?,NaN,NaN:4,5,?,?:a", "1,2,3,?:?,5,6,7:b"]
+    lines += ["?,?,?,?:?,?,?,?:b"]
+    data = read(ts(tmp_path, *lines), fill=(0.0, 0.0))
+    padded = header != "@equalLength false"
+    assert data.lengths.tolist() == ([2, 4, 4] if padded else [4, 4, 4])
+    assert data.inputs[:2, :, 0].tolist() == [[1, 1, *((0, 0) if padded else (1, 1))], [1, 2, 3, 3]]
+
+
+def test_digits_that_float64_cuts_are_told(tmp_path: Path) -> None:
+    lines = ["@classLabel true a", "@data", "1700000000000000001,1700000000000000002:a"]
+    with pytest.warns(DataWarning, match="line 3: 1700000000000000001 is read as 17.* subtract"):
+        read(ts(tmp_path, *lines))
+
+
 def test_a_wholly_missing_feature_takes_the_mean(tmp_path: Path) -> None:
     header = ["@classLabel true a b", "@data"]
     path = ts(tmp_path, *header, "1,2,3:4,4,6:a", "?,?:5,5:b", "6,6,6:?,?,?:b")
@@ -287,7 +320,7 @@ def test_load_fills_with_the_mean_of_the_training_part(tmp_path: Path) -> None:
     rows = [f"{number},{number}:{label}" for number, label in zip(numbers, "ab" * 5, strict=True)]
     train, test = tmp_path / "X_TRAIN.ts", tmp_path / "X_TEST.ts"
     train.write_text("\n".join([*HEADER.split(" / "), *rows]))
-    test.write_text("\n".join([*HEADER.split(" / "), "?,?:b", "1000,1000:a"]))
+    test.write_text("\n".join([*HEADER.split(" / "), "?,?:b", "100,100:a"]))
     dataset = load(train, test=test, seed=1)
     taken = permutation(derive(1, SPLIT), 10)[2:]
     assert np.isnan(numbers[taken]).any()
@@ -316,7 +349,6 @@ def test_test_classes_follow_the_header_of_the_training_file(tmp_path: Path) -> 
 
 # A file, its lines divided by slashes, and what is said of it; H is the header above.
 REFUSED_TS = """
-@timeStamps true / @classLabel true a / @data => , line 1: time stamps are not supported; write
 # x / @targetLabel true / @data / 1:2.0 => , line 2: a regression target is not supported; use
 @univariate true / @data / 1:a => : has no @classLabel line; add @classLabel true
 @classLabel true a / 1,2:a => , line 2: expected a header line such as @classLabel, got '1,2:a'; put

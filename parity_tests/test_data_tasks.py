@@ -17,7 +17,7 @@ from pe_core.data import (
     order_markers,
     swapped,
 )
-from pe_core.model.random import SPLIT, derive, permutation
+from pe_core.data.splitting import split_by_class, split_order
 
 GOLDEN = {
     "dummy": {0: "b9a278659fbfe9ee", 1: "24b06a13bd4ab289"},
@@ -136,8 +136,10 @@ def test_digits_are_divided_by_the_seed_and_standardised_by_the_training_part(
 
     bundle, names = load_digits(), tuple("0123456789")
     raw = Sequences(bundle.data.reshape(-1, steps, features), bundle.target, class_names=names)
-    shuffled = permutation(derive(4, SPLIT), 1797)
-    rows = {"train": shuffled[647:], "validation": shuffled[359:647], "test": shuffled[:359]}
+    test, rest = split_by_class(split_order(4, 1797), bundle.target, 0.2, "digits")
+    validation, train = split_by_class(rest, bundle.target, 0.2, "digits")
+    rows = {"train": train, "validation": validation, "test": test}
+    assert [len(part) for part in rows.values()] == [1150, 288, 359]
     fitted = Standardisation.fit(raw.take(rows["train"]))
     dataset = digits(4, steps=steps)
     assert (dataset.standardisation, dataset.class_names) == (fitted, names)

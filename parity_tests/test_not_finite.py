@@ -27,7 +27,8 @@ from pe_core.model.initial import initial_arrays
 from pe_core.model.random import derive, normal
 from pe_core.storage.checkpoint import newest_checkpoint
 from pe_core.training.engine import Engine, EngineType
-from pe_core.training.loop import NotFiniteError, TrainResult, train
+from pe_core.training.evaluation import NotFiniteError
+from pe_core.training.loop import TrainResult, train
 from pe_core.training.run_directory import CHECKPOINTS_FOLDER, METRICS_FILE, checkpoint_shapes
 
 CONFIG = small_config(num_layers=1)

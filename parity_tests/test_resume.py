@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from parity_tests.cases import ENGINES
+from parity_tests.refusals import refused
 from parity_tests.saved_folders import digests
 from pe_core import ComputeConfig, Features, LearnedTable, ModelConfig, TrainConfig
 from pe_core.data import Dataset, dummy
@@ -37,6 +38,7 @@ from pe_core.training.run_directory import (
     RunDirectory,
     checkpoint_shapes,
 )
+from pe_core.training.schedule import make_schedule, new_epochs
 
 CONFIG = ModelConfig(
     inputs=Features(16),
@@ -65,6 +67,7 @@ PER_EPOCH, STEPS = 4, 12
 @cache
 def data() -> Dataset:
     whole = dummy(0)
+    assert whole.validation is not None
     return dataclasses.replace(
         whole,
         train=whole.train.take(np.arange(50)),
@@ -73,16 +76,18 @@ def data() -> Dataset:
 
 
 @cache
-def compiled(framework: str, precision: Precision) -> tuple[Engine, dict[str, np.ndarray]]:
+def compiled(
+    framework: str, precision: Precision, options: TrainConfig
+) -> tuple[Engine, dict[str, np.ndarray]]:
     """Return an engine and its first state: this file would compile for minutes otherwise."""
     arrays, compute = initial_arrays(CONFIG, TRAIN.seed), ComputeConfig(precision=precision)
-    engine = ENGINES[framework](CONFIG, arrays, TRAIN, compute, STEPS)
+    engine = ENGINES[framework](CONFIG, arrays, options, compute, STEPS)
     return engine, engine.state()
 
 
-def fresh(framework: str, precision: Precision = "float32") -> Engine:
+def fresh(framework: str, precision: Precision = "float32", options: TrainConfig = TRAIN) -> Engine:
     """Return an engine that has taken no step."""
-    engine, first = compiled(framework, precision)
+    engine, first = compiled(framework, precision, options)
     engine.restore(first)
     return engine
 
@@ -91,8 +96,11 @@ def go(
     framework: str, out: Path | None = None, precision: Precision = "float32", **options: Any
 ) -> TrainResult:
     compute = ComputeConfig(precision=precision)
-    options |= {"train_config": TRAIN, "compute": compute, "out": out}
-    return train(lambda *_, **__: fresh(framework, precision), CONFIG, data(), **options)
+    options |= {"compute": compute, "out": out} | ({"train_config": TRAIN} | options)
+    # The number of epochs makes no other engine: a constant rate does not know the end.
+    known = dataclasses.replace(options["train_config"], epochs=TRAIN.epochs)
+    kind = partial(fresh, framework, precision, known)
+    return train(lambda *_, **__: kind(), CONFIG, data(), **options)
 
 
 @cache
@@ -225,3 +233,33 @@ def test_a_run_without_a_checkpoint_that_holds_is_refused(tmp_path: Path) -> Non
     words = r"has no checkpoint to go on from \(.*step-000000004.*\); train again"
     with pytest.raises(DamagedError, match=words):
         go("torch", tmp_path / "run", resume=True)
+
+
+CONSTANT = dataclasses.replace(TRAIN, schedule="constant", warmup_steps=0)
+
+
+@pytest.mark.parametrize("framework", list(ENGINES))
+@pytest.mark.parametrize("stop", [2, 4, None])
+def test_a_run_with_more_epochs_is_the_run_that_had_them(
+    framework: str, stop: int | None, tmp_path: Path
+) -> None:
+    """Stopped within its only epoch, at its end, or finished; its next resume has them too."""
+    one = dataclasses.replace(CONSTANT, epochs=1)
+    go(framework, tmp_path / "run", train_config=one, stop_at=stop)
+    more = partial(go, framework, tmp_path / "run", train_config=CONSTANT, resume=True)
+    more(stop_at=6)
+    assert RunDirectory(tmp_path / "run").config()["train"]["epochs"] == CONSTANT.epochs
+    last = more()
+    assert ending(last) == ending(go(framework, train_config=CONSTANT))
+
+
+def test_other_epochs_under_a_schedule_are_told(tmp_path: Path) -> None:
+    longer = dataclasses.replace(TRAIN, epochs=4)
+    (note,) = new_epochs(longer, TRAIN.epochs, STEPS, PER_EPOCH)
+    assert note.startswith("a new schedule: warmup_cosine now ends at step 16, not 12; the ")
+    rate = f"{make_schedule(longer, 16)(STEPS):.3g}"
+    assert f"goes on from {rate}, not 0, so the run is not the one" in note
+    assert new_epochs(dataclasses.replace(CONSTANT, epochs=4), 3, STEPS, PER_EPOCH) == []
+    words = "epochs=2 ends at step 8, and the run has taken 9; give at least 3"
+    with refused(ValueError, words):
+        new_epochs(dataclasses.replace(CONSTANT, epochs=2), 3, 9, PER_EPOCH)

@@ -23,7 +23,9 @@ from pe_core import ComputeConfig, Features, LearnedTable, TrainConfig
 from pe_core.data import Dataset, Sequences, batch_at, epoch_order, order, swapped
 from pe_core.model.config import Precision
 from pe_core.model.initial import initial_arrays
-from pe_core.training.loop import TrainResult, evaluate, predict, train
+from pe_core.training.evaluation import evaluate
+from pe_core.training.loop import TrainResult, train
+from pe_core.training.predictor import predict
 from pe_parity.budgets import budget, distance
 from pe_parity.reference import cross_entropy, forward
 
@@ -178,6 +180,7 @@ def test_other_ways_to_compute_run_and_learn(
 @EACH
 def test_without_positions_the_order_of_two_markers_is_out_of_reach(name: str) -> None:
     found, compute = order(), ComputeConfig(precision="float64")
+    assert found.validation is not None
     options = TrainConfig(epochs=2, learning_rate=1e-2)
     accuracy, apart = {}, {}
     for encodings in ((), (LearnedTable(found.length),)):

@@ -22,7 +22,8 @@ from pe_core import Features, LearnedTable, TrainConfig
 from pe_core.data import Batch, batch_at, epoch_order
 from pe_core.training.data_checks import check_data
 from pe_core.training.engine import Engine, EngineType
-from pe_core.training.loop import NotFiniteError, train
+from pe_core.training.evaluation import NotFiniteError
+from pe_core.training.loop import train
 
 
 def lines_of(run: Path) -> list[dict[str, Any]]:

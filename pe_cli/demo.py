@@ -98,6 +98,7 @@ def _dummy(
     for line in _epochs(results):
         console.print(line)
     last = next(iter(results.values())).records[-1]
+    assert last.validation_accuracy is not None
     gap = last.train_accuracy - last.validation_accuracy
     console.print(
         f"Training accuracy {last.train_accuracy:.3f}, validation {last.validation_accuracy:.3f}: "
@@ -160,7 +161,9 @@ def _order(engines: dict[str, EngineType], seed: int) -> dict[str, dict[str, flo
                 settings.epochs, total, f"{name}, {framework}", lines=False
             ) as reporter:
                 result = train(engine, config, data, train_config=settings, reporter=reporter)
-            found[name][framework] = result.records[-1].validation_accuracy
+            accuracy = result.records[-1].validation_accuracy
+            assert accuracy is not None
+            found[name][framework] = accuracy
         console.print(
             f"{name:12s}  " + "".join(f"{one:<8.3f}" for one in found[name].values()).rstrip()
         )

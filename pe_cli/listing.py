@@ -25,7 +25,10 @@ DATA: Final = {
     "FILE.npz": (
         "Arrays inputs, labels (numbers or names), and mask or lengths where sequences are padded."
     ),
-    "FILE.ts": "The format of the UCR and UEA archives: unequal lengths and missing values, too.",
+    "FILE.ts": (
+        "The format of the UCR and UEA archives: unequal lengths, too; missing values (? or NaN) "
+        "are interpolated within their example."
+    ),
 }
 VALUES: Final = {int: "N", float: "X", bool: "true|false", type(None): "none"}
 INDENT: Final = " " * 14

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import re
 import sys
@@ -11,16 +12,17 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from cyclopts import App, Parameter
-from cyclopts.help import DefaultFormatter, PanelSpec
+from cyclopts.help import DefaultFormatter, HelpEntry, HelpPanel, PanelSpec
 from rich.box import Box
+from rich.console import Console, ConsoleOptions
 
 from pe_cli import compare, demo, listing, parity, predict, resume, trace, train
 from pe_cli.imports import imported, split_imports
 from pe_cli.options import call, check
-from pe_cli.reporting import PipeConsole
+from pe_cli.reporting import PipeConsole, printed_warnings
 from pe_core.errors import UserError, UserValueError, nearest
+from pe_core.training.evaluation import NotFiniteError
 from pe_core.training.interrupts import Terminated
-from pe_core.training.loop import NotFiniteError
 
 COMMANDS: Final[dict[str, Callable[..., int]]] = {
     "train": train.run,
@@ -33,13 +35,13 @@ COMMANDS: Final[dict[str, Callable[..., int]]] = {
     "list": listing.run,
 }
 EPILOGUE: Final = """\
-`pe COMMAND --help` lists the options of a command. With `--import MODULE` a command first imports a
-module of yours, which may register an encoding.
+`pe COMMAND --help` lists the options of a command.
 
 Exit codes: 0 success, 1 a check failed or a number was not finite, 2 bad input, 70 a bug in pe,
 130 interrupted, 143 terminated. With PE_TRACEBACK=1 in the environment an error shows where it
 arose.
 """
+IMPORTED: Final = "first import a module of yours, which may register an encoding."
 BUG: Final = """\
 pe: this is a bug; please report it in the project's issue tracker, with the command and these lines
 """
@@ -80,16 +82,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERNAL_ERROR
 
 
+class _Formatter(DefaultFormatter):
+    """Lists `--import`, which is taken out of the line before it is parsed, among the options."""
+
+    def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
+        if panel.format == "parameter" and panel.title == "Parameters":
+            panel.entries.append(
+                HelpEntry(
+                    positive_names=("--import",),
+                    metavar="MODULE",
+                    description=IMPORTED,
+                )
+            )
+        super().__call__(console, options, panel)
+
+
 def make_app() -> App:
     """Return the commands with their options, as cyclopts reads them from signatures."""
     blank = PanelSpec(box=Box("    \n" * 8), padding=(0, 1, 0, 2))
+    formatter = _Formatter(panel_spec=blank)
     app = App(
         name="pe",
         help="Positional encodings for Transformer encoders: one model in PyTorch and in JAX "
         "(Flax).",
         help_epilogue=EPILOGUE,
         help_format="markdown",
-        help_formatter=DefaultFormatter(panel_spec=blank),
+        help_formatter=formatter,
         version_flags=(),
         config=check,
         # The last one counts, so that a script may add to a line.
@@ -98,7 +116,14 @@ def make_app() -> App:
         exit_on_error=False,
     )
     for place, (name, run) in enumerate(COMMANDS.items()):
-        app.command(run, name, help_epilogue="", sort_key=place)
+        # A command without options has no list of them to which this one could be added.
+        alone = not inspect.signature(run).parameters
+        app.command(
+            run,
+            name,
+            help_epilogue=f"`--import MODULE`: {IMPORTED}" if alone else "",
+            sort_key=place,
+        )
     return app
 
 
@@ -114,7 +139,7 @@ def _run(arguments: list[str]) -> int:
         raise UserValueError(f"unknown command {name!r}; {nearest(name, COMMANDS)}")
     # Before parsing: a module may register an encoding that the options name.
     modules, rest = split_imports(arguments[1:])
-    with imported(modules):
+    with imported(modules), printed_warnings():
         return call(make_app(), [name, *rest], parity.ALONE, PipeConsole())
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
 import cyclopts
-import yaml
 from cyclopts import App, Argument, ArgumentCollection, Parameter
 from cyclopts.config import Dict
 from rich.console import Console
 
-from pe_core.errors import UserFileNotFoundError, UserValueError, nearest
+from pe_cli.option_files import model_options, read_options
+from pe_core.errors import UserValueError, nearest
 
 # The fields of a dataclass are options of the command itself.
 FLAT: Final = Parameter(name="*")
@@ -20,7 +20,9 @@ FILE: Final = Parameter(metavar="FILE")
 FOLDER: Final = Parameter(metavar="FOLDER")
 FRAMEWORK: Final = Parameter(metavar="torch|flax")
 DATA: Final = Parameter(metavar="NAME|FILE")
+COLUMNS: Final = Parameter(metavar="WHAT=NAME")
 ENCODING: Final = Parameter(metavar="NAME")
+READERS: Final = {"--config": read_options, "--from": model_options}
 KINDS: Final = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -50,10 +52,12 @@ def call(app: App, words: Sequence[str], alone: Mapping[str, str], console: Cons
 
 def check(app: App, commands: tuple[str, ...], given: ArgumentCollection) -> None:
     """Add the options of a file to those of the line, and refuse what cyclopts would accept."""
-    config = given.get("--config", None)
-    if commands == ("train",) and config is not None and config.tokens:
-        source, path = f"--config {config.tokens[-1].value}", Path(config.tokens[-1].value)
-        Dict(_read(source, path), source=source, use_commands_as_keys=False)(app, commands, given)
+    # What was given first wins: the line, then the file, then the model that a run begins from.
+    for name, read in READERS.items() if commands == ("train",) else ():
+        if tokens := given[name].tokens:
+            source, path = f"{name} {tokens[-1].value}", Path(tokens[-1].value)
+            found = Dict(read(source, path), source=source, use_commands_as_keys=False)
+            found(app, commands, given)
     for option in given:
         for token in option.tokens:
             if "." in token.value and int in (option.hint, *get_args(option.hint)):  # it rounds
@@ -61,21 +65,6 @@ def check(app: App, commands: tuple[str, ...], given: ArgumentCollection) -> Non
     needed = [option for option in given if option.show and option.required]
     if names := [_name(option) for option in needed if not option.has_tokens]:
         raise cyclopts.MissingArgumentError(argument=needed[0], msg=" and ".join(names))
-
-
-def _read(source: str, path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserFileNotFoundError(f"{source}: no such file; check the path")
-    try:
-        record = yaml.safe_load(path.read_bytes())
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        text = " ".join(str(error).split())[:160]
-        raise UserValueError(f"{source}: not valid YAML or JSON ({text}); correct it") from None
-    if not isinstance(record, dict):
-        found = "nothing" if record is None else str(record)[:40]
-        rule = "must hold options such as epochs: 5"
-        raise UserValueError(f"{source}: {rule}, got {found}; write one NAME: VALUE a line")
-    return {str(name): value for name, value in record.items()}
 
 
 def _explain(error: cyclopts.CycloptsError, app: App) -> str:
@@ -88,7 +77,7 @@ def _explain(error: cyclopts.CycloptsError, app: App) -> str:
         choices = option.get_choices() or ()
         name = option.name.removeprefix("--") if source else option.name
         value = "null" if token.implicit_value is None else token.value
-        hint = nearest(value, choices, otherwise=remedy)
+        hint = nearest(value, choices, otherwise=remedy, values=True)
         return f"{source}{name} must be {_rule(option, choices)}, got {value!r}; {hint}"
     if isinstance(error, cyclopts.MissingArgumentError) and error.msg is None:
         return f"{error.keyword} needs a value; {remedy}"
@@ -104,6 +93,20 @@ def _explain(error: cyclopts.CycloptsError, app: App) -> str:
         return f"{command} needs {error.msg}; {remedy}"
     said = f"does not know what {unused[0]!r} belongs to" if unused else str(error)
     return f"{command} {' '.join(said.split())}; {remedy}"
+
+
+def parse_columns(text: str | None) -> dict[str, str]:
+    """Return the names of columns by what they are, from a text such as sequence=id,label=class."""
+    columns = {}
+    for part in text.split(",") if text else ():
+        what, equals, name = part.partition("=")
+        if not equals or not what.strip() or not name.strip():
+            raise UserValueError(
+                f"--columns must be WHAT=NAME, several with commas between, got {text!r}; for "
+                "example sequence=patient,time=when"
+            )
+        columns[what.strip()] = name.strip()
+    return columns
 
 
 def _rule(option: Argument, choices: Sequence[str]) -> str:

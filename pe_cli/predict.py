@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import numpy as np
 
-from pe_cli.options import DATA, FILE, FLAT, FOLDER, FRAMEWORK
-from pe_cli.reporting import check_json, console, write_json
-from pe_core.data import DATA_NAMES, Sequences, Standardisation, load, read
+from pe_cli.options import COLUMNS, DATA, FILE, FLAT, FOLDER, FRAMEWORK, parse_columns
+from pe_cli.reporting import check_json, console, require_positive, write_json
+from pe_core.data import DATA_NAMES, Layout, Sequences, load
 from pe_core.errors import UserValueError, require_integer
-from pe_core.model.config import ComputeConfig, Features, Precision
-from pe_core.storage.model_directory import CONFIG_FILE, SavedModel, load_model
-from pe_core.training.backends import backends, forward_type, require_backend, versions
-from pe_core.training.config import TrainConfig
+from pe_core.model.config import ComputeConfig, Precision
+from pe_core.training.backends import backends, forward_type, require_backend, set_threads, versions
 from pe_core.training.data_checks import check_sequences
-from pe_core.training.loop import predict
-from pe_core.training.run_directory import MODEL_FOLDER
+from pe_core.training.predictor import Predictor, softmax
 
 LINES_SHOWN: Final = 20
-BATCH_SIZE: Final = 64
 
 
 @dataclass(frozen=True)
@@ -30,11 +25,14 @@ class PredictOptions:
 
     Args:
         model: the folder of a run, or a model folder.
-        data: a .npz or .ts file, or built-in data, of which the test or else the validation part is
-            taken.
+        data: a .npz, .ts, .csv or .tsv file, or built-in data, of which the test or else the
+            validation part is taken.
         framework: where to compute; the first that is installed when not given.
+        layout: of the arrays in an .npz file, (count, length, features) or channels-first.
+        columns: of a .csv file, as in sequence=patient,label=diagnosis.
         seed: of the split of built-in data; that of the training when not given.
         precision: of the computation.
+        threads: of the processor; as many as the framework takes when not given.
         json: write all predictions and probabilities to this file.
     """
 
@@ -42,8 +40,11 @@ class PredictOptions:
     _: KW_ONLY
     data: Annotated[str, DATA]
     framework: Annotated[str | None, FRAMEWORK] = None
+    layout: Layout = "steps-first"
+    columns: Annotated[str | None, COLUMNS] = None
     seed: int | None = None
     precision: Precision = ComputeConfig.precision
+    threads: int | None = None
     json: Annotated[str | None, FILE] = None
 
 
@@ -53,25 +54,21 @@ def run(options: Annotated[PredictOptions, FLAT]) -> int:
     framework = options.framework or _first_installed()
     require_backend(framework)
     check_json(options.json)
-    folder = Path(options.model)
-    folder = folder / MODEL_FOLDER if (folder / MODEL_FOLDER).is_dir() else folder
-    saved = load_model(folder)
-    names, standardisation, seed = _details(saved, folder / CONFIG_FILE)
-    sequences = _sequences(
-        options, saved, names, standardisation, seed if options.seed is None else options.seed
-    )
-    engine = forward_type(framework)(saved.config, saved.arrays, TrainConfig(), compute, 0)
-    logits = predict(engine, sequences, min(BATCH_SIZE, sequences.count)).astype(np.float64)
-    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares /= shares.sum(axis=1, keepdims=True)
-    best = shares.argmax(axis=1)
+    require_positive(threads=options.threads)
+    make = forward_type(framework)
+    set_threads(make, options.threads)
+    predictor = Predictor.load(make, options.model, compute=compute)
+    names = predictor.class_names
+    sequences = _sequences(options, predictor)
+    logits = predictor.logits_of(sequences, options.data)
+    shares, best = softmax(logits), logits.argmax(axis=1)
     _print(sequences, names, best, shares)
     record = {
         "model": options.model,
         "data": options.data,
         "framework": framework,
         "class_names": list(names),
-        "predictions": [names[index] for index in best],
+        "predictions": predictor.named(logits).tolist(),
         "probabilities": shares.tolist(),
         "versions": versions(),
     }
@@ -106,66 +103,25 @@ def _print(
         console.print(f"and {len(best) - LINES_SHOWN:,} more; --json FILE writes all")
 
 
-def _details(saved: SavedModel, path: Path) -> tuple[tuple[str, ...], Standardisation | None, int]:
-    """Return the names of the classes, the standardisation and the seed that were saved with a
-    model, checked.
-    """
-    names = saved.details.get("class_names") or [
-        str(number) for number in range(saved.config.num_classes)
-    ]
-    if (
-        not isinstance(names, list)
-        or len({name for name in names if isinstance(name, str) and name})
-        != saved.config.num_classes
-    ):
-        raise UserValueError(
-            f"{path}: class_names must be {saved.config.num_classes} different names, got "
-            f"{str(names)[:80]}; correct the file"
-        )
-    try:
-        standardisation = _standardisation(saved)
-        seed = saved.details.get("seed", 0)
-        require_integer("seed", seed, 0, (1 << 63) - 1)
-    except (TypeError, ValueError) as error:
-        raise UserValueError(f"{path}: {error}") from None
-    return tuple(names), standardisation, seed
-
-
-def _standardisation(saved: SavedModel) -> Standardisation | None:
-    record: Any = saved.details.get("standardisation")
-    if record is None:
-        return None
-    found, inputs = Standardisation.from_json(record), saved.config.inputs
-    if not isinstance(inputs, Features) or len(found.mean) != inputs.num_features:
-        raise UserValueError(
-            f"the standardisation has {len(found.mean)} features, the model takes {inputs}; save "
-            "the model again"
-        )
-    return found
-
-
-def _sequences(
-    options: PredictOptions,
-    saved: SavedModel,
-    names: tuple[str, ...],
-    standardisation: Standardisation | None,
-    seed: int,
-) -> Sequences:
+def _sequences(options: PredictOptions, predictor: Predictor) -> Sequences:
+    """Return the sequences to classify, standardised as in training."""
+    seed = predictor.seed if options.seed is None else options.seed
     require_integer("seed", seed, 0, (1 << 63) - 1)
+    names = predictor.class_names
     if options.data in DATA_NAMES:
-        data = load(options.data, seed=seed)
-        sequences = data.test or data.validation
-        check_sequences(saved.config, sequences, options.data)
+        columns = parse_columns(options.columns)
+        data = load(options.data, seed=seed, layout=options.layout, columns=columns)
+        sequences = data.test or data.validation or data.train
+        check_sequences(predictor.config, sequences, options.data)
         if data.class_names != names:
             found = f"the classes {', '.join(data.class_names)}, the model has {', '.join(names)}"
             raise UserValueError(
                 f"{options.data} has {found}; give the data that the model was trained for"
             )
         return sequences
-    sequences = read(
+    return predictor.read(
         options.data,
-        class_names=names,
-        fill=None if standardisation is None else standardisation.mean,
+        layout=options.layout,
+        columns=parse_columns(options.columns),
+        tell=console.print,
     )
-    check_sequences(saved.config, sequences, options.data)
-    return sequences if standardisation is None else standardisation.apply(sequences)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -12,6 +15,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pe_core.data import DataWarning
 from pe_core.errors import (
     UserFileNotFoundError,
     UserPermissionError,
@@ -57,10 +61,14 @@ class TrainReporter:
         total: steps of the run.
         title: in front of the bar.
         lines: print a line for each epoch.
+        validation: whether examples are held out; their columns are left out otherwise.
     """
 
-    def __init__(self, epochs: int, total: int, title: str, *, lines: bool = True) -> None:
+    def __init__(
+        self, epochs: int, total: int, title: str, *, lines: bool = True, validation: bool = True
+    ) -> None:
         self.epochs = epochs
+        self.validation = validation
         self.lines = lines
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -77,8 +85,9 @@ class TrainReporter:
     def __enter__(self) -> TrainReporter:
         if self.lines:
             console.print(
-                "  epoch   train loss  accuracy   validation loss  accuracy   gradient norm   "
-                "seconds"
+                "  epoch   train loss  accuracy   "
+                + ("validation loss  accuracy   " if self.validation else "")
+                + "gradient norm   seconds"
             )
         self._progress.start()
         return self
@@ -102,10 +111,14 @@ class TrainReporter:
     def epoch(self, record: EpochRecord) -> None:
         """Print the line of an epoch."""
         if self.lines:
+            held_out = (
+                ""
+                if record.validation_loss is None
+                else f"   {record.validation_loss:15.4f}  {record.validation_accuracy:8.3f}"
+            )
             console.print(
                 f"{f'{record.epoch + 1}/{self.epochs}':>7}   {record.train_loss:10.4f}  "
-                f"{record.train_accuracy:8.3f}"
-                f"   {record.validation_loss:15.4f}  {record.validation_accuracy:8.3f}"
+                f"{record.train_accuracy:8.3f}{held_out}"
                 f"   {record.gradient_norm:13.3f}   {record.seconds:7.2f}"
             )
 
@@ -151,6 +164,27 @@ class Bar:
         if not console.is_terminal and 10 * done // self.total > self._tenths:
             self._tenths = 10 * done // self.total
             console.print(f"{self.title}: {done:,} of {self.total:,}")
+
+
+@contextmanager
+def printed_warnings() -> Iterator[None]:
+    """Print what is told about data, each once, as lines among the others."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DataWarning)
+        show: Any = warnings.showwarning
+        shown: set[str] = set()
+
+        def print_line(
+            message: Warning | str, category: type[Warning], filename: str, *rest: Any
+        ) -> None:
+            if not issubclass(category, DataWarning):
+                show(message, category, filename, *rest)
+            elif str(message) not in shown:
+                shown.add(str(message))
+                console.print(f"warning: {message}")
+
+        warnings.showwarning = print_line  # type: ignore[assignment]
+        yield
 
 
 def require_positive(**values: int | None) -> None:

@@ -17,7 +17,6 @@ from pe_core.model.config import ComputeConfig, Precision
 from pe_core.storage.model_directory import load_model
 from pe_core.training.backends import backends, count_weights, engine_type, forward_type, versions
 from pe_core.training.config import TrainConfig
-from pe_core.training.run_directory import MODEL_FOLDER
 from pe_parity.check import default_model
 from pe_parity.probe_inputs import probe_arrays, probe_batches
 from pe_parity.trace import Depth, reference_trace, trace
@@ -108,8 +107,7 @@ def _given(options: TraceOptions) -> tuple[Given, TrainConfig]:
                 f"--model {options.model} has its own config, got --config {options.config} too; "
                 "leave one of them out"
             )
-        folder = Path(options.model)
-        saved = load_model(folder / MODEL_FOLDER if (folder / MODEL_FOLDER).is_dir() else folder)
+        saved = load_model(options.model)
         config, weights = saved.config, saved.arrays
     else:
         config = default_model() if options.config is None else read_config(options.config)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Final, get_type_hints
+from typing import Annotated, Any, Final, get_type_hints
 
 from cyclopts import Group, Parameter
 
-from pe_cli.options import DATA, ENCODING, FILE, FLAT, FOLDER, FRAMEWORK
+from pe_cli.data_source import Source
+from pe_cli.option_files import encoding_text
+from pe_cli.options import COLUMNS, DATA, ENCODING, FILE, FLAT, FOLDER, FRAMEWORK
 from pe_cli.reporting import (
     TrainReporter,
     check_json,
@@ -18,15 +20,25 @@ from pe_cli.reporting import (
     run_folder,
     write_json,
 )
-from pe_core.data import DATA_NAMES, Dataset, load, steps_per_epoch
+from pe_core.data import Dataset, Layout, Standardisation, UseOfPositions, steps_per_epoch
+from pe_core.data.loading import VALIDATION_FRACTION
 from pe_core.encodings import EncodingOptions, parse_encoding
+from pe_core.errors import UserValueError
 from pe_core.model.config import ComputeConfig, Features, Inputs, ModelConfig, Tokens
-from pe_core.training.backends import count_weights, engine_type, require_backend, versions
+from pe_core.storage.model_directory import SavedModel, load_model
+from pe_core.training.backends import (
+    count_weights,
+    engine_type,
+    require_backend,
+    set_threads,
+    versions,
+)
 from pe_core.training.config import TrainConfig
 from pe_core.training.data_checks import check_data
 from pe_core.training.loop import TrainResult, train
 from pe_core.training.run_directory import RunDirectory
 from pe_core.training.schedule import make_schedule
+from pe_core.training.start import MAX_ROWS, Lengthen, Start, start_from
 
 VERBS: Final = {"train": "train", "validation": "validate", "test": "test"}
 
@@ -58,14 +70,24 @@ class TrainOptions:
     """Options of `pe train`.
 
     Args:
-        config: a YAML or JSON file with options; options given here win.
+        config: a YAML or JSON file with options, or the folder of a run, whose options are taken;
+            options given here win.
         framework: where to train.
-        data: built-in data (dummy, order, digits, digits64), or a file ending in .npz or .ts.
+        data: built-in data (dummy, order, digits, digits64), or a file ending in .npz, .ts, .csv or
+            .tsv.
         test: a second file, to test on after training.
+        layout: of the arrays in .npz files, (count, length, features) or channels-first.
+        columns: of .csv files, as in sequence=patient,label=diagnosis.
+        positions: use of those in the files: given to the encoding, a feature, both, or none.
+        validation_fraction: the share of the training examples that is held out; 0 trains on all.
+        from_: begin with the weights of a saved model, the folder of a run or of a model.
+        lengthen: what a table of that model gets where the data are longer: its rows interpolated,
+            or new rows behind them.
         encoding: none, or a name of pe list with its options, as in learned:layers=all.
         model: the model.
         train: the run.
         compute: how it is computed.
+        threads: of the processor; as many as the framework takes when not given.
         checkpoint_every: steps between checkpoints; the end of every epoch when not given.
         stop_at: stop with a checkpoint after so many steps; pe resume goes on.
         out: where the run's files go, a new or empty folder; runs/DATA-FRAMEWORK when not given.
@@ -76,10 +98,17 @@ class TrainOptions:
     framework: Annotated[str, FRAMEWORK]
     data: Annotated[str, DATA]
     test: Annotated[str | None, FILE] = None
+    layout: Layout = "steps-first"
+    columns: Annotated[str | None, COLUMNS] = None
+    positions: UseOfPositions = "encode"
+    validation_fraction: float = VALIDATION_FRACTION
+    from_: Annotated[str | None, Parameter(name="--from", metavar="FOLDER")] = None
+    lengthen: Lengthen | None = None
     encoding: Annotated[str, ENCODING] = "learned"
     model: Annotated[ModelOptions, _flat("Model")] = field(default_factory=ModelOptions)
     train: Annotated[TrainConfig, _flat("Training")] = field(default_factory=TrainConfig)
     compute: Annotated[ComputeConfig, _flat("Computation")] = field(default_factory=ComputeConfig)
+    threads: int | None = None
     checkpoint_every: int | None = None
     stop_at: int | None = None
     out: Annotated[str | None, FOLDER] = None
@@ -88,7 +117,14 @@ class TrainOptions:
 
 def model_config(options: TrainOptions, data: Dataset) -> ModelConfig:
     """Return the model that the options describe, with sizes from the data."""
-    encoding = parse_encoding(options.encoding, max_length=data.length)
+    rows = data.table_length
+    encoding = parse_encoding(options.encoding, max_length=min(max(rows, 1), MAX_ROWS))
+    if encoding is not None and encoding.length_limit == MAX_ROWS < rows:
+        raise UserValueError(
+            f"{data.name} has positions up to {rows - 1:,} {data.positions_unit}, too many for a "
+            f"table of encoding {encoding.name!r}; take sinusoidal or rotary, or count steps with "
+            "--positions ignore"
+        )
     inputs = (
         Tokens(data.vocab_size)
         if data.vocab_size is not None
@@ -102,13 +138,68 @@ def model_config(options: TrainOptions, data: Dataset) -> ModelConfig:
     return ModelConfig(**given)
 
 
+def started(options: TrainOptions, saved: SavedModel, data: Dataset) -> Start:
+    """Return what a run begins from with `--from`.
+
+    Raises:
+        ValueError: an option says otherwise than the model.
+    """
+    max_length, rows = 0, min(max(data.table_length, 1), MAX_ROWS)
+    encoding = parse_encoding(options.encoding or "none", max_length=rows)
+    if options.encoding:
+        max_length = getattr(encoding, "max_length", 0)
+        own = saved.config.encodings
+        if any(getattr(one, "max_length", 0) < max_length for one in own):
+            own = tuple(replace(one, max_length=max_length) for one in own)  # type: ignore[type-var]
+        if own != (() if encoding is None else (encoding,)):
+            raise _conflict("encoding", options.encoding, options, encoding_text(saved.config))
+    for name, value in vars(options.model).items():
+        found = getattr(saved.config, name)
+        if name not in ("inputs", "num_classes", "encodings", "dropout") and value != found:
+            raise _conflict(name, value, options, found)
+    return start_from(
+        saved,
+        data,
+        seed=options.train.seed,
+        dropout=options.model.dropout,
+        max_length=max_length,
+        lengthen=options.lengthen,
+    )
+
+
+def _conflict(name: str, value: Any, options: TrainOptions, found: Any) -> UserValueError:
+    option = name.replace("_", "-")
+    return UserValueError(
+        f"--{option} {value} does not go with --from {options.from_}, whose {name} is {found}; "
+        "leave it out"
+    )
+
+
 def run(options: Annotated[TrainOptions, FLAT]) -> int:
     """Train a sequence classifier."""
     backend = require_backend(options.framework)
     check_json(options.json)
-    require_positive(checkpoint_every=options.checkpoint_every, stop_at=options.stop_at)
-    data = load(options.data, test=options.test, seed=options.train.seed)
-    config = model_config(options, data)
+    require_positive(
+        threads=options.threads, checkpoint_every=options.checkpoint_every, stop_at=options.stop_at
+    )
+    saved = None if options.from_ is None else load_model(options.from_)
+    if saved is None and options.lengthen is not None:
+        raise UserValueError(
+            f"--lengthen {options.lengthen} goes with --from, got none; leave it out"
+        )
+    standardisation = None if saved is None else saved.details.get("standardisation")
+    source = Source(
+        options.data,
+        options.test,
+        options.validation_fraction,
+        options.layout,
+        options.columns,
+        options.positions,
+        None if standardisation is None else Standardisation.from_json(standardisation),
+    )
+    data = source.load(options.train.seed)
+    start = None if saved is None else started(options, saved, data)
+    config = model_config(options, data) if start is None else start.config
     out = run_folder(options.out, f"{data.name}-{options.framework}")
     RunDirectory(out).require_free()
     weights = count_weights(config)
@@ -116,6 +207,7 @@ def run(options: Annotated[TrainOptions, FLAT]) -> int:
     make_schedule(options.train, steps)
     check_data(config, data)
     make = engine_type(options.framework)
+    set_threads(make, options.threads)
     found = versions()
     parts = ", ".join(
         f"{sequences.count:,} to {VERBS[name]}" for name, sequences in data.parts.items()
@@ -129,10 +221,15 @@ def run(options: Annotated[TrainOptions, FLAT]) -> int:
         f"{data.name}: {parts}; length {data.length}, {width}, {len(data.class_names)} classes"
     )
     size = f"{weights:,} weights, {steps:,} {'step' if steps == 1 else 'steps'}"
-    console.print(
-        f"{backend.title()}, {options.compute.precision}, encoding {options.encoding}: {size}"
-    )
-    with TrainReporter(options.train.epochs, steps, "training") as reporter:
+    encoding = options.encoding or "+".join(one.name for one in config.encodings) or "none"
+    console.print(f"{backend.title()}, {options.compute.precision}, encoding {encoding}: {size}")
+    if start is not None:
+        units = "" if source.standardisation is None else " and its standardisation"
+        console.print(f"beginning with the weights of {options.from_}{units}")
+        for note in start.notes:
+            console.print(note)
+    held_out = data.validation is not None
+    with TrainReporter(options.train.epochs, steps, "training", validation=held_out) as reporter:
         result = train(
             make,
             config,
@@ -143,22 +240,23 @@ def run(options: Annotated[TrainOptions, FLAT]) -> int:
             out=out,
             description={
                 "framework": options.framework,
-                "source": source(options),
+                "source": source.to_json(),
                 "versions": found,
-            },
+            }
+            | _origin(options),
+            initial=None if start is None else start.arrays,
             checkpoint_every=options.checkpoint_every,
             stop_at=options.stop_at,
         )
     return conclude(result, options.framework, data.name, out, options.json)
 
 
-def source(options: TrainOptions) -> dict[str, str | None]:
-    """Return where the data come from, in words that hold in another folder too."""
-
-    def absolute(name: str | None) -> str | None:
-        return name if name is None or name in DATA_NAMES else str(Path(name).resolve())
-
-    return {"data": absolute(options.data), "test": absolute(options.test)}
+def _origin(options: TrainOptions) -> dict[str, Any]:
+    """Return what the config of the run says of the model that it began from."""
+    if options.from_ is None:
+        return {}
+    model = str(Path(options.from_).resolve())
+    return {"from": {"from": model, "lengthen": options.lengthen}}
 
 
 def conclude(result: TrainResult, framework: str, data: str, out: Path, json: str | None) -> int:
@@ -193,8 +291,6 @@ def conclude(result: TrainResult, framework: str, data: str, out: Path, json: st
         "data": data,
         "train_loss": last.train_loss,
         "train_accuracy": last.train_accuracy,
-        "validation_loss": last.validation_loss,
-        "validation_accuracy": last.validation_accuracy,
         "seconds_per_step": None
         if math.isnan(result.seconds_per_step)
         else result.seconds_per_step,
@@ -203,7 +299,14 @@ def conclude(result: TrainResult, framework: str, data: str, out: Path, json: st
         "model": str(out / "model"),
         "versions": found,
     }
-    if result.test_accuracy is not None:
-        record |= {"test_loss": result.test_loss, "test_accuracy": result.test_accuracy}
+    if last.validation_loss is not None:
+        record["validation_loss"] = last.validation_loss
+        record["validation_accuracy"] = last.validation_accuracy
+    if result.test is not None:
+        record |= {
+            "test_loss": result.test_loss,
+            "test_accuracy": result.test_accuracy,
+            "test": result.test.to_json(),
+        }
     write_json(json, record)
     return 0

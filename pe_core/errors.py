@@ -5,11 +5,15 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, fields
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
+
+# How many of their letters two words share, in order, that are one word misspelt.
+ALIKE: Final = 0.7
 
 
 class UserError(Exception):
@@ -50,21 +54,60 @@ class UserModuleNotFoundError(UserError, ModuleNotFoundError):
     """A package that is not installed."""
 
 
-def nearest(name: str, known: Iterable[str], *, otherwise: str | None = None) -> str:
+def nearest(
+    name: str, known: Iterable[str], *, otherwise: str | None = None, values: bool = False
+) -> str:
     """Return a hint that names the nearest known name, or `otherwise` when none is near; all known
     names when that is None.
+
+    A name is near when it is misspelt or shortened, not when it merely has letters in common: who
+    wants --class-weights is not helped by --weight-decay. Of the few values of one option, any that
+    is half alike is near.
     """
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    given = _words(name)
+    near = [other for other in known if _is_near(given, _words(other))]
+    if values and not near:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if near:
-        return f"did you mean {near[0]!r}?"
+        best = max(near, key=lambda other: (_alike(given, _words(other)), other))
+        return f"did you mean {best!r}?"
     return f"known: {', '.join(known)}" if otherwise is None else otherwise
+
+
+def _words(name: str) -> list[str]:
+    words = [word for word in re.split(r"[-_\s]+", name.lower()) if word]
+    # How many there are is said in many ways: num_layers, n_layers, layers.
+    return words[1:] if len(words) > 1 and words[0] in ("n", "num", "number") else words
+
+
+def _alike(given: Sequence[str], known: Sequence[str]) -> float:
+    return difflib.SequenceMatcher(None, "".join(given), "".join(known)).ratio()
+
+
+def _is_near(given: list[str], known: list[str]) -> bool:
+    one, other = "".join(given), "".join(known)
+    if not one:
+        return False
+    if len(given) == len(known):
+        return all(
+            _alike(a, b) >= ALIKE or (len(a) >= 3 and b.startswith(a))
+            for a, b in zip(given, known, strict=True)
+        )
+    return (
+        # lr for learning_rate; batch for batch_size; cosine for warmup_cosine; batchsize.
+        one == "".join(word[0] for word in known)
+        or (len(given) < len(known) and known[: len(given)] == given and 2 * len(one) >= len(other))
+        or (len(given) < len(known) and known[-len(given) :] == given and len(one) >= 6)
+        or _alike(one, other) >= 0.95
+    )
 
 
 def require_one_of(what: str, value: object, known: Sequence[str]) -> None:
     """Raise a ValueError unless the value is one of the known names."""
     if value not in known:
-        raise UserValueError(f"unknown {what} {value!r}; {nearest(str(value), known)}")
+        hint = nearest(str(value), known, values=True)
+        raise UserValueError(f"unknown {what} {value!r}; {hint}")
 
 
 def require_integer(what: str, value: object, minimum: int, maximum: int = 1 << 31) -> None:

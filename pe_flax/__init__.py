@@ -12,6 +12,7 @@ from pe_flax.encodings import (
     T5BiasEncoding,
     register,
 )
+from pe_flax.engine import load_predictor
 from pe_flax.optimizer import adam
 from pe_flax.self_attention import SelfAttention
 from pe_flax.stock_optimizer import export_adam, import_adam
@@ -41,6 +42,7 @@ __all__ = [
     "from_arrays",
     "import_adam",
     "load",
+    "load_predictor",
     "register",
     "save",
     "to_arrays",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -18,6 +19,7 @@ from pe_core.model.parameters import parameters
 from pe_core.storage.model_directory import check_arrays
 from pe_core.training.config import TrainConfig
 from pe_core.training.data_checks import check_batch
+from pe_core.training.predictor import BATCH_SIZE, Predictor
 from pe_flax.encoder import SequenceClassifier
 from pe_flax.optimizer import AdamState
 from pe_flax.program import State, Weights, program
@@ -61,6 +63,13 @@ class Engine:
                 jax.device_put(np.array(True), self.device),
             )
 
+    @staticmethod
+    def set_threads(count: int) -> None:
+        """Compute with so many threads on the processor, where JAX has computed nothing yet: XLA
+        makes its threads once in a process.
+        """
+        os.environ["NPROC"] = str(count)
+
     def train_step(self, batch: Batch, step: int) -> Array:
         """Take one step and return (loss, correct, weight, gradient norm) on the device, not waited
         for.
@@ -68,22 +77,24 @@ class Engine:
         A loss or norm that is not finite leaves the weights as they were, in this step and in all
         that follow.
         """
-        with self._mode():
+        content = self._checked(batch)
+        with self._mode(content):
             self._state, metrics = self._program.train_step(
-                self._state, self._rest, self._checked(batch), np.uint32(step)
+                self._state, self._rest, content, np.uint32(step)
             )
         return metrics
 
     def evaluate(self, batch: Batch) -> Array:
         """Return (loss, correct, weight, 0) of a batch on the device, not waited for."""
-        with self._mode():
-            return self._program.evaluate(self._state.weights, self._rest, self._checked(batch))
+        content = self._checked(batch)
+        with self._mode(content):
+            return self._program.evaluate(self._state.weights, self._rest, content)
 
     def predict(self, batch: Batch) -> np.ndarray:
         """Return the logits of a batch, (batch, num_classes)."""
-        with self._mode():
-            logits = self._program.predict(self._state.weights, self._rest, self._checked(batch))
-            return np.asarray(logits)
+        content = self._checked(batch)
+        with self._mode(content):
+            return np.asarray(self._program.predict(self._state.weights, self._rest, content))
 
     def read(self, metrics: Sequence[Array]) -> np.ndarray:
         """Wait for metrics and return them as rows of float64."""
@@ -95,11 +106,12 @@ class Engine:
         """Return the loss and the gradient of every weight, in evaluation mode, or with the dropout
         of a step.
         """
-        with self._mode():
+        content = self._checked(batch)
+        with self._mode(content):
             (loss, _), found = self._program.gradients(
                 self._state.weights,
                 self._rest,
-                self._checked(batch),
+                content,
                 None if step is None else np.uint32(step),
             )
             return float(loss), self._get(found)
@@ -108,11 +120,12 @@ class Engine:
         """Return the named intermediates of a forward pass and the loss, in evaluation mode, or
         with the dropout of a step.
         """
-        with self._mode():
+        content = self._checked(batch)
+        with self._mode(content):
             found = self._program.taps(
                 self._state.weights,
                 self._rest,
-                self._checked(batch),
+                content,
                 None if step is None else np.uint32(step),
             )
             order = self._program.tap_order
@@ -167,8 +180,12 @@ class Engine:
         check_batch(self.config, batch)
         return _content(batch)
 
-    def _mode(self) -> AbstractContextManager[Any]:
-        return jax.enable_x64(True) if self.compute.precision == "float64" else nullcontext()
+    def _mode(self, batch: Mapping[str, Any] | None = None) -> AbstractContextManager[Any]:
+        positions = None if batch is None else batch["positions"]
+        # The flag does not change float32, and positions such as seconds since 1970 need it.
+        wide = positions is not None and positions.dtype.itemsize > 4
+        wide = wide or self.compute.precision == "float64"
+        return jax.enable_x64(True) if wide else nullcontext()
 
     def _put(self, arrays: Mapping[str, np.ndarray]) -> Weights:
         check_arrays(parameters(self.config), arrays, "the dictionary of arrays")
@@ -193,6 +210,31 @@ class Engine:
         }
 
 
+def load_predictor(
+    directory: str | os.PathLike[str],
+    *,
+    compute: ComputeConfig | None = None,
+    device: str | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Predictor:
+    """Return what classifies raw data, from a model directory or the folder of a finished run.
+
+    `predict(x)` gives the names of classes, `predict_proba(x)` their probabilities; the
+    standardisation that the folder holds is applied.
+
+    Args:
+        directory: of the model or the run.
+        compute: how the model is computed.
+        device: where it runs, "cpu" or "gpu"; JAX's default when None.
+        batch_size: sequences computed at a time.
+
+    Raises:
+        FileNotFoundError: a file is missing, or the run has no model yet.
+        ValueError: a file is damaged or does not fit its config.
+    """
+    return Predictor.load(Engine, directory, compute=compute, device=device, batch_size=batch_size)
+
+
 def _content(batch: Batch) -> dict[str, Any]:
     """Return the arrays of a checked batch; JAX takes no other byte order than the machine's."""
     inputs = batch.inputs
@@ -205,7 +247,16 @@ def _content(batch: Batch) -> dict[str, Any]:
         "labels": batch.labels.astype(np.int32, copy=False),
         "weights": batch.weights.astype(batch.weights.dtype.newbyteorder("="), copy=False),
         "mask": batch.mask,
+        "positions": _narrowed(batch.positions),
     }
+
+
+def _narrowed(positions: np.ndarray | None) -> np.ndarray | None:
+    """Return positions in 32 bits where these hold them; others need JAX's 64 bits, see `_mode`."""
+    if positions is None or positions.dtype.itemsize <= 4:
+        return positions
+    narrow = positions.astype(np.int32 if positions.dtype.kind == "i" else np.float32)
+    return narrow if np.array_equal(narrow, positions) else positions
 
 
 def _adam_state(optimizer: Any) -> AdamState:

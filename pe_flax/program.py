@@ -111,7 +111,11 @@ class Program:
         # On a GPU, JAX takes float32 products in TF32 unless told otherwise.
         with jax.default_matmul_precision("highest"):
             return self._model(weights, rest, step is not None)(
-                batch["inputs"], mask=batch["mask"], taps=taps, dropout_step=step
+                batch["inputs"],
+                mask=batch["mask"],
+                positions=batch["positions"],
+                taps=taps,
+                dropout_step=step,
             )
 
     def _predict(self, weights: Weights, rest: list[Any], batch: Content) -> Array:

@@ -12,6 +12,7 @@ from pe_torch.encodings import (
     T5BiasEncoding,
     register,
 )
+from pe_torch.engine import load_predictor
 from pe_torch.mkl import choose_kernels
 from pe_torch.optimizer import Adam
 from pe_torch.self_attention import SelfAttention
@@ -44,6 +45,7 @@ __all__ = [
     "from_arrays",
     "import_adam",
     "load",
+    "load_predictor",
     "register",
     "save",
     "to_arrays",

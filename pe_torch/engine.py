@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from pe_core.model.config import ComputeConfig, ModelConfig
 from pe_core.model.parameters import parameters
 from pe_core.training.config import TrainConfig
 from pe_core.training.data_checks import check_batch
+from pe_core.training.predictor import BATCH_SIZE, Predictor
 from pe_torch.encoder import SequenceClassifier
 from pe_torch.layout import canonical_variables
 from pe_torch.optimizer import make_optimizer
@@ -55,6 +57,11 @@ class Engine:
         self.optimizer.finite = torch.tensor(True, device=self.device)
         self.dtype: torch.dtype = getattr(torch, compute.array_dtype)
 
+    @staticmethod
+    def set_threads(count: int) -> None:
+        """Compute with so many threads on the processor."""
+        torch.set_num_threads(count)
+
     def train_step(self, batch: Batch, step: int) -> Tensor:
         """Take one step and return (loss, correct, weight, gradient norm) on the device, not waited
         for.
@@ -82,7 +89,13 @@ class Engine:
         self._train(False)
         with torch.inference_mode():
             return (
-                self.model(self._tensor(batch.inputs), mask=self._tensor(batch.mask)).cpu().numpy()
+                self.model(
+                    self._tensor(batch.inputs),
+                    mask=self._tensor(batch.mask),
+                    positions=self._tensor(batch.positions),
+                )
+                .cpu()
+                .numpy()
             )
 
     def read(self, metrics: Sequence[Tensor]) -> np.ndarray:
@@ -175,7 +188,11 @@ class Engine:
     ) -> tuple[Tensor, Tensor]:
         check_batch(self.config, batch)
         logits = self.model(
-            self._tensor(batch.inputs), mask=self._tensor(batch.mask), taps=taps, dropout_step=step
+            self._tensor(batch.inputs),
+            mask=self._tensor(batch.mask),
+            positions=self._tensor(batch.positions),
+            taps=taps,
+            dropout_step=step,
         )
         labels, weights = self._tensor(batch.labels), self._tensor(batch.weights).to(self.dtype)
         total = weights.sum()
@@ -194,3 +211,28 @@ class Engine:
         tensor = torch.from_numpy(array)
         integer = array.dtype.kind == "i" and tensor.dtype != torch.int64
         return (tensor.long() if integer else tensor).to(self.device, non_blocking=True)
+
+
+def load_predictor(
+    directory: str | os.PathLike[str],
+    *,
+    compute: ComputeConfig | None = None,
+    device: str | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Predictor:
+    """Return what classifies raw data, from a model directory or the folder of a finished run.
+
+    `predict(x)` gives the names of classes, `predict_proba(x)` their probabilities; the
+    standardisation that the folder holds is applied.
+
+    Args:
+        directory: of the model or the run.
+        compute: how the model is computed.
+        device: where it runs; the GPU when there is one, when None.
+        batch_size: sequences computed at a time.
+
+    Raises:
+        FileNotFoundError: a file is missing, or the run has no model yet.
+        ValueError: a file is damaged or does not fit its config.
+    """
+    return Predictor.load(Engine, directory, compute=compute, device=device, batch_size=batch_size)

@@ -12,7 +12,13 @@ from torch import nn
 from pe_core.errors import UserTypeError, UserValueError
 from pe_core.model.config import ComputeConfig, ModelConfig
 from pe_core.model.parameters import encoder_parameters, parameters
-from pe_core.storage.model_directory import SavedModel, check_arrays, load_model, save_model
+from pe_core.storage.model_directory import (
+    SavedModel,
+    check_arrays,
+    load_model,
+    save_model,
+    warn_of_details,
+)
 from pe_torch.encoder import Encoder, SequenceClassifier
 from pe_torch.layout import get_arrays, put_arrays, unwrap
 
@@ -100,11 +106,19 @@ def save(model: nn.Module, directory: str | os.PathLike[str], **details: Any) ->
 def load(
     directory: str | os.PathLike[str], *, compute: ComputeConfig | None = None
 ) -> SequenceClassifier:
-    """Return the classifier of a model directory, in evaluation mode.
+    """Return the classifier of a model directory or of a finished run, in evaluation mode.
+
+    It is the bare model: it takes inputs as they were in training, standardised where the data
+    were, and gives logits without names. What else the folder holds, the standardisation and the
+    names of the classes, is applied by `load_predictor`.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged or does not fit its config.
+
+    Warns:
+        UserWarning: the folder holds a standardisation.
     """
     saved = load_model(directory)
+    warn_of_details(saved, directory)
     return from_arrays(saved.config, saved.arrays, compute=compute)

@@ -163,11 +163,15 @@ def weights(config: ModelConfig) -> dict[str, np.ndarray]:
 
 
 def batches(seed: int, epoch: int) -> list[dict[str, str]]:
-    """The digests of every batch of an epoch; the last batch is short."""
+    """The digests of what every batch of an epoch has; the last batch is short."""
     found = sequences(CONFIGS["plain"], 11, masked=True)
     order = epoch_order(seed, epoch, found.count)
     steps = range(steps_per_epoch(found.count, 4))
-    return [sha256_each(vars(batch_at(found, order, step, 4))) for step in steps]
+    each = [vars(batch_at(found, order, step, 4)) for step in steps]
+    return [
+        sha256_each({name: array for name, array in batch.items() if array is not None})
+        for batch in each
+    ]
 
 
 def masks(case: MaskCase) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, Int64, Integer
+from jaxtyping import Bool, Float32, Int32, Int64, Integer, Num
 
 from pe_core.data.sequences import Sequences, checked_indices
 from pe_core.errors import UserValueError
@@ -24,12 +24,14 @@ class Batch:
         weights: float32 (batch,); 1 for an example, 0 for a filler row.
         mask: bool (batch, length), True = real step, False throughout in filler rows; None where
             the sequences have no mask.
+        positions: int64 or float64 (batch, length), 0 in filler rows; None where steps are counted.
     """
 
     inputs: Float32[np.ndarray, "batch length features"] | Int32[np.ndarray, "batch length"]
     labels: Int32[np.ndarray, " batch"]
     weights: Float32[np.ndarray, " batch"]
     mask: Bool[np.ndarray, "batch length"] | None
+    positions: Num[np.ndarray, "batch length"] | None = None
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " count"]:
@@ -94,6 +96,7 @@ def batch_at(
         else filled(sequences.labels),
         weights=(np.arange(batch_size) < len(rows)).astype(np.float32),
         mask=None if sequences.mask is None else filled(sequences.mask),
+        positions=None if sequences.positions is None else filled(sequences.positions),
     )
 
 

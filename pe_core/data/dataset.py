@@ -1,4 +1,4 @@
-"""`Dataset`: the training, validation and test parts of a task, and how examples are split."""
+"""`Dataset`: the training, validation and test parts of a task."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64
 
+from pe_core.data.positions import UseOfPositions
 from pe_core.data.sequences import Sequences
 from pe_core.data.standardisation import Standardisation
 from pe_core.errors import UserValueError
-from pe_core.model.random import SPLIT, derive, permutation
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,9 +19,12 @@ class Dataset:
 
     Attributes:
         name: the task's name, or the name of the file.
-        train, validation, test: the parts; test is None where the task has none. Lengths may
-            differ, features and classes may not.
+        train, validation, test: the parts; validation is None where nothing is held out, test where
+            the task has none. Lengths may differ, features and classes may not.
         standardisation: applied to all parts, fitted on `train`; None where none was applied.
+        positions_unit: the unit of the positions; empty where steps are counted in all parts.
+        use_of_positions: what those of the files are used for, one of `positions.USES`.
+        feature_names: the names of the columns of a table; empty where features have none.
 
     Raises:
         ValueError: a part has no labels, the parts differ in features or classes, or `train` holds
@@ -31,9 +33,12 @@ class Dataset:
 
     name: str
     train: Sequences
-    validation: Sequences
+    validation: Sequences | None
     test: Sequences | None = None
     standardisation: Standardisation | None = None
+    feature_names: tuple[str, ...] = ()
+    positions_unit: str = ""
+    use_of_positions: UseOfPositions = "encode"
 
     def __post_init__(self) -> None:
         for part, sequences in self.parts.items():
@@ -46,6 +51,12 @@ class Dataset:
                 raise UserValueError(
                     f"the {part} part of {self.name} has {describe_steps(sequences.num_features)}, "
                     f"the train part {describe_steps(self.train.num_features)}; give both the same"
+                )
+            if (sequences.positions is None) != (self.train.positions is None):
+                has, lacks = ("train", part) if sequences.positions is None else (part, "train")
+                raise UserValueError(
+                    f"the {has} part of {self.name} has positions, the {lacks} part has none; give "
+                    "both, or ignore them"
                 )
             if sequences.class_names != self.train.class_names:
                 raise UserValueError(
@@ -78,8 +89,14 @@ class Dataset:
 
     @property
     def length(self) -> int:
-        """The number of steps of the longest part: what a table of positions must hold."""
+        """The number of steps of the longest part: what a table of counted positions must hold."""
         return max(sequences.length for sequences in self.parts.values())
+
+    @property
+    def table_length(self) -> int:
+        """The number of rows that a table of positions must have."""
+        given = [part.positions.max() for part in self.parts.values() if part.positions is not None]
+        return 1 + math.ceil(max(given)) if given else self.length
 
     @property
     def vocab_size(self) -> int | None:
@@ -87,35 +104,6 @@ class Dataset:
         if self.num_features is not None:
             return None
         return 1 + max(int(sequences.inputs.max()) for sequences in self.parts.values())
-
-
-def check_fraction(validation_fraction: float) -> None:
-    """Refuse a validation fraction outside the open interval (0, 1)."""
-    if not 0.0 < validation_fraction < 1.0:
-        raise UserValueError(
-            f"validation_fraction must lie between 0 and 1, got {validation_fraction}; for "
-            "example 0.2"
-        )
-
-
-def part_count(fraction: float, count: int, what: str) -> int:
-    """Return how many of `count` examples a part takes: `fraction` of them, rounded, but at least
-    one and not all.
-
-    Raises:
-        ValueError: there are fewer than two examples.
-    """
-    if count < 2:
-        raise UserValueError(
-            f"{what} has {count} example; a training and a validation part need at least 2; add "
-            "examples"
-        )
-    return min(max(math.floor(fraction * count + 0.5), 1), count - 1)
-
-
-def split_order(seed: int, count: int) -> Int64[np.ndarray, " count"]:
-    """Return the order in which examples are dealt to the parts, int64 (count,)."""
-    return permutation(derive(seed, SPLIT), count)
 
 
 def describe_steps(num_features: int | None) -> str:

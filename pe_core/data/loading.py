@@ -2,48 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from pe_core.data.dataset import (
-    Dataset,
-    check_fraction,
-    describe_steps,
-    part_count,
-    split_order,
+from pe_core.data.dataset import Dataset, describe_steps
+from pe_core.data.npz import LAYOUTS, Layout, read_npz
+from pe_core.data.plausibility import (
+    warn_of_lengths,
+    warn_of_missing_classes,
+    warn_of_scales,
 )
-from pe_core.data.npz import read_npz
+from pe_core.data.positions import UseOfPositions
 from pe_core.data.reading import Reading
 from pe_core.data.sequences import Sequences
+from pe_core.data.splitting import check_fraction, split_by_class, split_order
 from pe_core.data.standardisation import Standardisation
+from pe_core.data.table import is_frame, read_frame, read_table
 from pe_core.data.tasks import digits, dummy, order
 from pe_core.data.ts import read_ts
-from pe_core.errors import UserValueError, nearest
+from pe_core.errors import UserTypeError, UserValueError, nearest, require_one_of
 
 DATA_NAMES: Final = ("dummy", "order", "digits", "digits64")
 VALIDATION_FRACTION: Final = 0.2
 
-_READERS: Final = {".npz": read_npz, ".ts": read_ts}
+# A file, or a data frame of pandas or polars.
+Source = str | Path | Any
+ENDINGS: Final = ".npz, .ts, .csv or .tsv"
+
+
+def silent(line: str) -> None:
+    """Say nothing."""
 
 
 def load(
-    data: str | Path,
+    data: Source,
     *,
-    test: str | Path | None = None,
+    test: Source | None = None,
     seed: int = 0,
     validation_fraction: float = VALIDATION_FRACTION,
+    layout: Layout = "steps-first",
+    columns: Mapping[str, str] | None = None,
+    positions: UseOfPositions = "encode",
+    tell: Callable[[str], object] = silent,
 ) -> Dataset:
-    """Load a built-in task or a training file, split and standardised.
+    """Load a built-in task or a training file, split by class and standardised.
 
     Features are standardised with statistics of the training part, and an entirely missing feature
     is filled with its mean there. Tokens, `dummy` and `order` stay as they are.
 
     Args:
-        data: one of `DATA_NAMES`, or a training file ending in .npz or .ts.
-        test: a second file, whose labels are matched by name to the classes of the first.
+        data: one of `DATA_NAMES`, or a training file ending in .npz, .ts, .csv or .tsv, or a data
+            frame of one step a row.
+        test: a second one, whose labels are matched by name to the classes of the first.
         seed: determines the task's numbers, and the split into training and validation.
-        validation_fraction: the share of the training examples held out for validation.
+        validation_fraction: the share of the training examples, of each class, held out for
+            validation; 0 trains on all of them.
+        layout: of three-dimensional inputs in .npz files: "steps-first", (count, length, features),
+            or "channels-first", (count, features, length).
+        columns: the names of the columns of tables that are "sequence", "step", "time" and "label",
+            where they have other names.
+        positions: what those of the files are used for: "encode" gives them to the encodings,
+            "feature" makes a feature of them, "both" does both, "ignore" counts steps.
+        tell: is called with a line on each file that was read.
+
+    A `DataWarning` is issued for what can be used and looks wrong.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -53,6 +77,9 @@ def load(
     """
     check_fraction(validation_fraction)
     if isinstance(data, str) and data in DATA_NAMES:
+        if layout != LAYOUTS[0] or columns:
+            given = f"columns {dict(columns)}" if columns else f"the layout {layout}"
+            raise UserValueError(f"{given} does not go with {data}; leave it out")
         if test is not None:
             raise UserValueError(
                 f"a test file does not go with {data}, got {test}; leave it out, or give a "
@@ -69,51 +96,105 @@ def load(
             )
         return dummy(seed) if data == "dummy" else order(seed)
     return _from_files(
-        _reading(data), None if test is None else _reading(test), seed, validation_fraction
+        _reading(data, layout, columns),
+        None if test is None else _reading(test, layout, columns),
+        seed,
+        validation_fraction,
+        positions,
+        tell,
     )
 
 
 def read(
-    path: str | Path,
+    path: Source,
     class_names: Iterable[str] | None = None,
     *,
     fill: Sequence[float] | None = None,
+    standardisation: Standardisation | None = None,
+    layout: Layout = "steps-first",
+    columns: Mapping[str, str] | None = None,
+    positions: UseOfPositions = "encode",
+    positions_unit: str | None = None,
+    feature_names: Iterable[str] | None = None,
+    tell: Callable[[str], object] = silent,
 ) -> Sequences:
-    """Read one file ending in .npz or .ts, neither split nor standardised; labels may be absent.
+    """Read one file ending in .npz, .ts, .csv or .tsv, or a data frame, not split; labels may be
+    absent.
 
     Args:
         path: the file.
         class_names: the classes to which labels are mapped by name, for example a model's; None =
             the file's own.
         fill: one value per feature for examples in which it is entirely missing, for example
-            `Standardisation.mean`; None = the file's mean.
+            `Standardisation.mean`; None = that of the standardisation, or else the file's mean.
+        standardisation: applied to the numbers of the file, before they are cast to float32; None =
+            features stay as they are.
+        layout: of three-dimensional inputs in an .npz file, as in `load`.
+        columns: of a table, as in `load`.
+        positions: what those of the file are used for, as in `load`.
+        positions_unit: the unit that they shall have; None = their own.
+        feature_names: the order of the features of a table; None = as they stand.
+        tell: is called with a line on what was read.
 
     Raises:
         FileNotFoundError: there is no such file.
         TypeError, ValueError: a file that cannot be used.
     """
-    return _reading(path).sequences(class_names, fill)
+    if fill is None and standardisation is not None:
+        fill = standardisation.mean
+    reading = _reading(path, layout, columns).placed(positions, positions_unit)
+    if feature_names is not None:
+        reading = reading.ordered(tuple(feature_names))
+    sequences = reading.sequences(class_names, fill, standardisation)
+    tell(reading.describe())
+    if standardisation is not None:
+        warn_of_scales(sequences, standardisation, str(reading.path))
+    return sequences
 
 
-def _reading(data: str | Path) -> Reading:
+def _reading(data: Source, layout: Layout, columns: Mapping[str, str] | None) -> Reading:
+    require_one_of("layout", layout, LAYOUTS)
+    if not isinstance(data, str | os.PathLike):
+        if not is_frame(data):
+            raise UserTypeError(
+                f"data must be the name of a file or a data frame, got {type(data).__name__}; save "
+                "arrays with numpy.savez, or make Sequences of them"
+            )
+        return read_frame(data, columns)
     path = Path(data)
-    reader = _READERS.get(path.suffix.lower())
-    if reader is not None:
-        return reader(path)
+    ending = path.suffix.lower()
+    is_table = ending in (".csv", ".tsv")
+    if columns and not is_table:
+        raise UserValueError(f"{data}: columns are those of a .csv file; leave them out for others")
+    if layout != LAYOUTS[0] and ending != ".npz":
+        raise UserValueError(
+            f"{data}: the layout {layout} is one of .npz files; leave it out for others"
+        )
+    if ending == ".npz":
+        return read_npz(path, layout)
+    if ending == ".ts":
+        return read_ts(path)
+    if is_table:
+        return read_table(path, columns)
     if path.suffix or path.name != str(data):
         raise UserValueError(
-            f"{data}: a data file must end in .npz or .ts, got {path.suffix or 'no ending'!r}; "
+            f"{data}: a data file must end in {ENDINGS}, got {path.suffix or 'no ending'!r}; "
             "convert it, for example with numpy.savez"
         )
     hint = nearest(str(data).lower(), DATA_NAMES, otherwise="choose one of them, or give a file")
     raise UserValueError(
         f"unknown data {str(data)!r}, the names are {', '.join(DATA_NAMES)} or a path ending in "
-        f".npz or .ts; {hint}"
+        f"{ENDINGS}; {hint}"
     )
 
 
 def _from_files(
-    train: Reading, test: Reading | None, seed: int, validation_fraction: float
+    train: Reading,
+    test: Reading | None,
+    seed: int,
+    validation_fraction: float,
+    use: UseOfPositions,
+    tell: Callable[[str], object],
 ) -> Dataset:
     if train.labels is None:
         raise UserValueError(
@@ -130,25 +211,40 @@ def _from_files(
             f"{test.path}: has {describe_steps(test.num_features)}, the training file has "
             f"{describe_steps(train.num_features)}; give both the same"
         )
-    count = len(train.labels)
-    shuffled = split_order(seed, count)
-    validation_count = part_count(validation_fraction, count, str(train.path))
-    mean = train.observed_mean(shuffled[validation_count:])
-    every = train.sequences(fill=mean)
-    parts = {
-        "validation": every.take(shuffled[:validation_count]),
-        "train": every.take(shuffled[validation_count:]),
-    }
+    # Steps without a gap are counted, and are positions where the other file has gaps.
+    given = [one for one in (train, test) if one is not None and one.positions is not None]
+    unit = given[0].positions_unit if given else None
+    if use == "ignore":
+        unit = None
+    train = train.placed(use, unit)
     if test is not None:
-        parts["test"] = test.sequences(every.class_names, mean)
+        test = test.placed(use, unit).ordered(train.feature_names)
+    labels = train.label_indices()
+    held_out, kept = split_by_class(
+        split_order(seed, len(labels)), labels, validation_fraction, str(train.path)
+    )
+    seen = labels[held_out] if validation_fraction else labels
+    warn_of_missing_classes(train.class_names, labels, seen, str(train.path))
+    mean = train.observed_mean(kept)
     standardisation = None
-    if every.num_features is not None:
-        standardisation = Standardisation.fit(parts["train"])
-        parts = {part: standardisation.apply(sequences) for part, sequences in parts.items()}
+    if train.num_features is not None:
+        standardisation = train.fit(kept, mean)
+    every, tested = train.sequences(None, mean, standardisation), None
+    tell(train.describe())
+    if test is not None:
+        tested = test.sequences(every.class_names, mean, standardisation)
+        tell(test.describe())
+        warn_of_lengths(every.lengths, tested.lengths, str(test.path))
+        if standardisation is not None:
+            warn_of_scales(tested, standardisation, str(test.path))
+    name = train.path.stem.removesuffix("_TRAIN")
     return Dataset(
-        train.path.stem.removesuffix("_TRAIN"),
-        parts["train"],
-        parts["validation"],
-        parts.get("test"),
+        name,
+        every.take(kept),
+        every.take(held_out) if len(held_out) else None,
+        tested,
         standardisation,
+        train.feature_names,
+        unit or "",
+        use,
     )

@@ -11,8 +11,9 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from pe_core.data.dataset import Dataset, check_fraction, part_count, split_order
+from pe_core.data.dataset import Dataset
 from pe_core.data.sequences import Sequences
+from pe_core.data.splitting import check_fraction, split_by_class, split_order
 from pe_core.data.standardisation import Standardisation
 from pe_core.errors import UserModuleNotFoundError, UserValueError
 from pe_core.model.random import DATA, Key, bits, derive, normal, permutation, uniform
@@ -121,12 +122,12 @@ def swapped(sequences: Sequences, seed: int = 0) -> Sequences:
 def digits(seed: int = 0, *, steps: int = 8, validation_fraction: float = 0.2) -> Dataset:
     """Load scikit-learn's 1,797 images of digits as (8 rows, 8 features) or (64 pixels, 1 feature).
 
-    A fifth is held out for testing, then `validation_fraction` of the rest for validation. Features
-    are standardised with statistics of the training part.
+    A fifth of each class is held out for testing, then `validation_fraction` of the rest for
+    validation. Features are standardised with statistics of the training part.
 
     Raises:
         ModuleNotFoundError: scikit-learn is missing.
-        ValueError: `steps` is neither 8 nor 64, or the fraction is outside (0, 1).
+        ValueError: `steps` is neither 8 nor 64, or the fraction is outside [0, 1).
     """
     if steps not in (8, 64):
         raise UserValueError(f"digits come as 8 or 64 steps, got {steps}; pass steps=8 or steps=64")
@@ -141,20 +142,15 @@ def digits(seed: int = 0, *, steps: int = 8, validation_fraction: float = 0.2) -
     every = Sequences(
         bundle.data.reshape(-1, steps, 64 // steps), bundle.target, class_names=tuple("0123456789")
     )
-    shuffled = split_order(seed, every.count)
-    test_end = part_count(TEST_FRACTION, every.count, "digits")
-    validation_end = test_end + part_count(validation_fraction, every.count - test_end, "digits")
-    train, validation, test = (
-        shuffled[validation_end:],
-        shuffled[test_end:validation_end],
-        shuffled[:test_end],
+    test, rest = split_by_class(
+        split_order(seed, every.count), bundle.target, TEST_FRACTION, "digits"
     )
+    validation, train = split_by_class(rest, bundle.target, validation_fraction, "digits")
     standardisation = Standardisation.fit(every.take(train))
     standard = standardisation.apply(every)
     name = "digits" if steps == 8 else f"digits{steps}"
-    return Dataset(
-        name, standard.take(train), standard.take(validation), standard.take(test), standardisation
-    )
+    held_out = standard.take(validation) if len(validation) else None
+    return Dataset(name, standard.take(train), held_out, standard.take(test), standardisation)
 
 
 def _two_places(key: Key, count: int) -> Int64[np.ndarray, "count 2"]:

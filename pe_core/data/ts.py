@@ -6,15 +6,19 @@ Source: the format's description in the documentation of sktime and aeon.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Float64
 
-from pe_core.data.reading import Reading, right_padded_mask, sorted_names
-from pe_core.errors import UserFileNotFoundError, UserValueError
+from pe_core.data.plausibility import warn_of_cut_digits
+from pe_core.data.positions import is_date, seconds
+from pe_core.data.reading import Reading, padded_reading, read_text, sorted_names
+from pe_core.data.standardisation import FLOAT64_INTEGERS
+from pe_core.errors import UserValueError
 
 COMMENTS: Final = ("#", "%")
 TAGS: Final = (
@@ -26,6 +30,9 @@ TAGS: Final = (
     "classlabel",
     "targetlabel",
 )
+# Under @timestamps true: a pair, and the colons that stand in none, as those of a date do.
+PAIR: Final = re.compile(r"\(([^(),]*),([^(),]*)\)")
+BETWEEN_PAIRS: Final = re.compile(r":(?![^()]*\))")
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,8 @@ class _Header:
     class_names: tuple[str, ...]
     univariate: bool
     dimensions: int | None
-    equal_length: bool
+    timestamps: bool
+    equal_length: bool | None
     series_length: int | None
     end: int
 
@@ -45,13 +53,16 @@ def read_ts(path: Path) -> Reading:
     Header names are case-insensitive, and unknown ones are ignored. Class names keep their case and
     the header's order; if it lists none, they are the distinct labels, sorted. A missing value (`?`
     or `NaN`) is interpolated linearly between the observed neighbours in its dimension; at the ends
-    it takes the nearest one. A dimension with no observed value in an example is marked in
+    it takes the nearest one. Where all lines are equally long and the header does not say
+    `@equalLength false`, the steps at the end that are missing in every dimension are padding. A
+    dimension with no observed value in an example is marked in
     `Reading.missing` and filled with the dimension's mean, which `load` takes from the training
-    part.
+    part. Under `@timestamps true` a value is a pair (time, value); whole numbers are positions in
+    steps, others in seconds, and dates count from the first step of their series.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: time stamps, regression targets, or a line that breaks the format; names the
+        ValueError: regression targets, or a line that breaks the format; names the
             file and the line.
     """
     lines = _lines(path)
@@ -59,35 +70,43 @@ def read_ts(path: Path) -> Reading:
     examples: list[Float64[np.ndarray, "dimensions steps"]] = []
     labels: list[str] = []
     numbers: list[int] = []
+    positions: list[np.ndarray] = []
+    units: set[str] = set()
     for number, line in enumerate(lines[header.end :], header.end + 1):
         if not line or line.startswith(COMMENTS):
             continue
-        *fields, label = line.split(":") if header.labelled else [*line.split(":"), ""]
-        example = _example(f"{path}, line {number}", fields, header)
+        where = f"{path}, line {number}"
+        parts = BETWEEN_PAIRS.split(line) if header.timestamps else line.split(":")
+        *fields, label = parts if header.labelled else [*parts, ""]
+        if header.timestamps:
+            fields, (placed, unit) = _without_times(where, fields)
+            positions.append(placed)
+            units.add(unit)
+        example = _example(where, fields, header)
         if examples:
-            _check_alike(f"{path}, line {number}", example, examples[0], header)
+            _check_alike(where, example, examples[0], header)
         examples.append(example)
         labels.append(label.strip())
         numbers.append(number)
+    if any(np.nanmax(np.abs(example), initial=0.0) > FLOAT64_INTEGERS for example in examples):
+        warn_of_cut_digits((f"{path}, line {number}", lines[number - 1]) for number in numbers)
     if not examples:
         raise UserValueError(f"{path}: no data after @data; add one line per example")
     names = (header.class_names or sorted_names(labels)) if header.labelled else ()
-    return _reading(
-        path, examples, tuple(labels) if header.labelled else None, names, tuple(numbers)
+    return padded_reading(
+        path,
+        examples,
+        tuple(labels) if header.labelled else None,
+        names,
+        tuple(numbers),
+        padded=header.equal_length,
+        positions=positions or None,
+        positions_unit="seconds" if "seconds" in units else "steps",
     )
 
 
 def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise UserFileNotFoundError(f"{path}: no such file; check the path")
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        # Comments in the archive hold names in older encodings. Latin-1 decodes every byte and
-        # leaves numbers unchanged.
-        text = content.decode("latin-1")
-    return [line.strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
+    return [line.strip() for line in read_text(path).split("\n")]
 
 
 def _header(path: Path, lines: list[str]) -> _Header:
@@ -140,11 +159,6 @@ def _checked_header(path: Path, tags: dict[str, tuple[list[str], str]], end: int
             )
         return int(words[0])
 
-    if truth("timestamps"):
-        raise UserValueError(
-            f"{tags['timestamps'][1]}: time stamps are not supported; write the values alone, "
-            "evenly spaced, with @timeStamps false"
-        )
     if truth("targetlabel"):
         raise UserValueError(
             f"{tags['targetlabel'][1]}: a regression target is not supported; use a "
@@ -167,7 +181,8 @@ def _checked_header(path: Path, tags: dict[str, tuple[list[str], str]], end: int
         names,
         truth("univariate"),
         size("dimensions"),
-        truth("equallength"),
+        truth("timestamps"),
+        truth("equallength") if "equallength" in tags else None,
         size("serieslength"),
         end,
     )
@@ -209,6 +224,44 @@ def _example(
     return np.array(series, np.float64)
 
 
+def _without_times(where: str, fields: list[str]) -> tuple[list[str], tuple[np.ndarray, str]]:
+    """Return the values of fields of pairs alone, and the times, the same in every dimension."""
+    values, times = [], []
+    for dimension, field in enumerate(fields, 1):
+        pairs = PAIR.findall(field)
+        if not pairs or PAIR.sub("", field).strip(", "):
+            raise UserValueError(
+                f"{where}, dimension {dimension}: expected pairs such as (0,1.5),(1,2.5) under "
+                f"@timestamps true, got {field[:40]!r}; write them, or @timestamps false"
+            )
+        values.append(",".join(value for _, value in pairs))
+        times.append([time.strip() for time, _ in pairs])
+        if times[-1] != times[0]:
+            raise UserValueError(
+                f"{where}: dimension {dimension} has other times than dimension 1; give all "
+                "dimensions a value, or ?, at the same times"
+            )
+    return values, _places(where, times[0] if times else [])
+
+
+def _places(where: str, times: list[str]) -> tuple[np.ndarray, str]:
+    """Return times as positions, and their unit."""
+    if times and is_date(times[0]):
+        for time in times:
+            if not is_date(time):
+                raise UserValueError(
+                    f"{where}: {time[:40]!r} is no ISO date such as 2024-05-01 12:30:00; correct it"
+                )
+        found = np.array([seconds(time) for time in times])
+        return found - found[0], "seconds"
+    if all(time.lstrip("+-").isdigit() for time in times):
+        return np.array([int(time) for time in times], np.int64), "steps"
+    for time in times:
+        if not (_is_number(time) and math.isfinite(float(time))):
+            raise UserValueError(f"{where}: {time[:40]!r} is not a time; write a number or a date")
+    return np.array([float(time) for time in times]), "seconds"
+
+
 def _values(where: str, field: str) -> list[float]:
     try:
         values = list(map(float, field.replace("?", "nan").split(",")))
@@ -241,34 +294,3 @@ def _check_alike(where: str, example: np.ndarray, first: np.ndarray, header: _He
             f"{where}: {example.shape[1]} values, the first example has {first.shape[1]}; "
             "complete the line, or write @equalLength false"
         )
-
-
-def _reading(
-    path: Path,
-    examples: list[np.ndarray],
-    labels: tuple[str, ...] | None,
-    names: tuple[str, ...],
-    lines: tuple[int, ...],
-) -> Reading:
-    lengths = np.array([example.shape[1] for example in examples])
-    inputs = np.zeros((len(examples), int(lengths.max()), len(examples[0])))
-    missing = np.zeros((len(examples), len(examples[0])), np.bool_)
-    for row, example in enumerate(examples):
-        missing[row] = np.isnan(example).all(axis=1)
-        inputs[row, : example.shape[1]] = _interpolated(example).T
-    mask = right_padded_mask(lengths, inputs.shape[1])
-    return Reading(path, inputs, mask, labels, names, missing if missing.any() else None, lines)
-
-
-def _interpolated(
-    example: Float64[np.ndarray, "dimensions steps"],
-) -> Float64[np.ndarray, "dimensions steps"]:
-    """Interpolate an example's gaps; a dimension without any value becomes 0."""
-    gaps: Bool[np.ndarray, "dimensions steps"] = np.isnan(example)
-    if not gaps.any():
-        return example
-    steps, filled = np.arange(example.shape[1]), np.where(gaps, 0.0, example)
-    for dimension in np.flatnonzero(gaps.any(axis=1) & ~gaps.all(axis=1)):
-        observed = ~gaps[dimension]
-        filled[dimension] = np.interp(steps, steps[observed], example[dimension, observed])
-    return filled

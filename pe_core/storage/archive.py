@@ -7,6 +7,7 @@ import math
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -18,6 +19,7 @@ def read_archive(
     path: Path,
     check_names: Callable[[Sequence[str]], None] = lambda names: None,
     max_bytes: float = math.inf,
+    object_remedies: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, np.ndarray]:
     """Return the arrays of an `.npz` file in the order of the file.
 
@@ -25,6 +27,7 @@ def read_archive(
         path: the file.
         check_names: is called with the names before any array is read, and may raise.
         max_bytes: refuse an archive that would unpack to more, before it is unpacked.
+        object_remedies: what to do about an array that holds Python objects, by its name.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -49,7 +52,10 @@ def read_archive(
                 f"{path}: would unpack to {unpacked / 2**30:,.1f} GiB, more than "
                 f"{max_bytes / 2**30:,.1f}; save less in one file"
             )
-        return {name: _array(path, archive, name, member) for name, member in members.items()}
+        return {
+            name: _array(path, archive, name, member, object_remedies)
+            for name, member in members.items()
+        }
 
 
 def write_archive(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -64,7 +70,13 @@ def write_archive(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     write_file(path, content.getvalue())
 
 
-def _array(path: Path, archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> np.ndarray:
+def _array(
+    path: Path,
+    archive: zipfile.ZipFile,
+    name: str,
+    member: zipfile.ZipInfo,
+    object_remedies: Mapping[str, str],
+) -> np.ndarray:
     # The whole member is read first, so that its checksum is compared. Damaged bytes make the
     # parsers raise nearly anything.
     try:
@@ -73,9 +85,9 @@ def _array(path: Path, archive: zipfile.ZipFile, name: str, member: zipfile.ZipI
         array: np.ndarray = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     except Exception as error:
         if "allow_pickle" in str(error):
+            remedy = object_remedies.get(name, "save it as numbers or strings")
             raise UserValueError(
-                f"{path}: array {name} holds Python objects and is not unpickled; save it as "
-                "numbers or strings"
+                f"{path}: array {name} holds Python objects and is not unpickled; {remedy}"
             ) from None
         raise UserValueError(
             f"{path}: array {name} is damaged, {_one_line(error)}; write the file again with "

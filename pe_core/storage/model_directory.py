@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,9 @@ from pe_core.storage.tensors import (
 FORMAT: Final = 2
 CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "model.safetensors"
+# Where a run keeps its model, in its own folder, and one of the files that tell such a folder.
+MODEL_FOLDER: Final = "model"
+METRICS_FILE: Final = "metrics.jsonl"
 # "sha256" is what format 1 had: digests of the fields.
 RESERVED: Final = ("format", "model", "weights_sha256", "sha256")
 # A detail has a plain name of its own: what other libraries take for the name of a class, such as
@@ -81,8 +85,36 @@ def is_saved(directory: Path) -> bool:
     return (directory / CONFIG_FILE).is_file()
 
 
+def find_model(directory: Path) -> Path:
+    """Return the model directory of a run's folder, and any other folder as it is.
+
+    Raises:
+        FileNotFoundError: it is the folder of a run that has no model yet.
+    """
+    if is_saved(directory / MODEL_FOLDER):
+        return directory / MODEL_FOLDER
+    if (directory / METRICS_FILE).is_file() and not (directory / WEIGHTS_FILE).is_file():
+        raise UserFileNotFoundError(
+            f"{directory} is a run that has no model yet; finish it with: pe resume {directory}"
+        )
+    return directory
+
+
+def warn_of_details(saved: SavedModel, directory: str | os.PathLike[str]) -> None:
+    """Warn the caller of `load` where the folder holds a standardisation, which a bare model does
+    not apply: raw data would lose most of their accuracy without a word.
+    """
+    if saved.details.get("standardisation") is not None:
+        warnings.warn(
+            f"{directory} holds a standardisation of the inputs and the names of the classes, and "
+            "load() applies neither: the model takes standardised inputs and gives logits; for raw "
+            "data use load_predictor()",
+            stacklevel=3,
+        )
+
+
 def load_model(directory: str | os.PathLike[str]) -> SavedModel:
-    """Read a model directory of this version or of the one before.
+    """Read a model directory of this version or of the one before, or that of a finished run.
 
     The config may have been edited: it is held to its rules and to the weights.
 
@@ -91,7 +123,7 @@ def load_model(directory: str | os.PathLike[str]) -> SavedModel:
         ValueError: a file is damaged, of another format, or does not fit the config; all names are
         reported together.
     """
-    folder = Path(directory)
+    folder = find_model(Path(directory))
     for file in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / file).is_file():
             raise UserFileNotFoundError(

@@ -139,6 +139,16 @@ def engine_type(name: str) -> EngineType:
     return found
 
 
+def set_threads(engine_type: ForwardEngineType, count: int | None) -> None:
+    """Have the processor's share of the work done by so many threads, before anything is computed;
+    None leaves it to the framework.
+    """
+    if count is not None:
+        # Also for what is loaded later, and so that `versions` says it.
+        os.environ["OMP_NUM_THREADS"] = str(count)
+        getattr(engine_type, "set_threads", lambda number: None)(count)
+
+
 def count_weights(config: ModelConfig) -> int:
     """Return how many weights a model has.
 

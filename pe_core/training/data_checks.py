@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from pe_core.data import Batch, Dataset, Sequences
-from pe_core.errors import UserValueError
+from pe_core.data.plausibility import warn, warn_of_losses
+from pe_core.errors import UserTypeError, UserValueError
 from pe_core.model.config import Features, ModelConfig, Tokens
-from pe_core.model.values import require_tokens_fit
+from pe_core.model.values import require_positions_fit, require_tokens_fit
 
 
 def check_data(config: ModelConfig, data: Dataset) -> None:
@@ -40,7 +41,28 @@ def check_batch(config: ModelConfig, batch: Batch) -> None:
 
 
 def check_sequences(config: ModelConfig, sequences: Sequences, what: str) -> None:
-    """Raise a ValueError unless the sequences fit the model's inputs and learned tables."""
+    """Raise a ValueError unless the sequences fit the model's inputs and learned tables; warn where
+    float32 loses most of a feature that was not standardised.
+    """
+    check_inputs(config, sequences, what)
+    if sequences.positions is not None:
+        _check_positions(config, sequences, what)
+        return
+    longest = int(sequences.lengths.max())
+    for encoding in config.encodings:
+        limit = encoding.length_limit
+        if limit is not None and longest > limit:
+            raise UserValueError(
+                f"{what} has a sequence of {longest} steps, but encoding {encoding.name!r} has "
+                f"max_length={limit}; train with the encoding {encoding.name}:max_length={longest} "
+                "or sinusoidal, or cut the sequences"
+            )
+
+
+def check_inputs(config: ModelConfig, sequences: Sequences, what: str) -> None:
+    """Raise a ValueError unless features or tokens fit the model, whatever its tables; warn where
+    float32 loses most of a feature that was not standardised.
+    """
     if isinstance(config.inputs, Features):
         if sequences.num_features != config.inputs.num_features:
             found = (
@@ -62,12 +84,29 @@ def check_sequences(config: ModelConfig, sequences: Sequences, what: str) -> Non
             )
         except ValueError as error:
             raise UserValueError(f"{what}: {error}") from None
-    longest = int(sequences.lengths.max())
+    if sequences.exact is not None:
+        remedy = "standardise it (pe_core.data.Standardisation), or subtract an offset from it"
+        warn_of_losses(sequences.exact, sequences.inputs, sequences.mask, what, remedy=remedy)
+
+
+def _check_positions(config: ModelConfig, sequences: Sequences, what: str) -> None:
+    """Raise a ValueError or TypeError unless the encodings can take the positions."""
+    positions, mask = sequences.positions, sequences.mask
+    assert positions is not None
+    if not config.encodings:
+        warn(
+            "the data have positions, but the model has no encoding that would see them; give it "
+            "one, or make a feature of them (--positions feature)"
+        )
+    real = positions if mask is None else positions[mask]
     for encoding in config.encodings:
-        limit = encoding.length_limit
-        if limit is not None and longest > limit:
-            raise UserValueError(
-                f"{what} has a sequence of {longest} steps, but encoding {encoding.name!r} has "
-                f"max_length={limit}; train with the encoding {encoding.name}:max_length={longest} "
-                "or sinusoidal, or cut the sequences"
+        if real.dtype.kind == "f" and not encoding.fractional:
+            raise UserTypeError(
+                f"{what} has fractional positions, but encoding {encoding.name!r} takes whole "
+                "ones; round them to integers, or take another encoding"
             )
+        if encoding.length_limit is not None:
+            try:
+                require_positions_fit(encoding.length_limit, real.min(), real.max())
+            except UserValueError as error:
+                raise UserValueError(f"{what}: {error}") from None

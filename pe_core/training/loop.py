@@ -1,5 +1,4 @@
-"""The training loop of every backend: epochs, order, metrics, checkpoints, and the stop at a number
-that is not finite.
+"""The training loop of every backend: epochs, order, metrics and checkpoints.
 
 It runs a backend's engine. A batch is a function of (seed, epoch, step), so a run resumes from its
 state and two integers.
@@ -7,22 +6,33 @@ state and two integers.
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from pe_core.data import Batch, Dataset, Sequences, batch_at, batches, epoch_order, steps_per_epoch
+from pe_core.data import Batch, Dataset, batch_at, epoch_order, steps_per_epoch
 from pe_core.errors import UserValueError
 from pe_core.model.config import ComputeConfig, ModelConfig
 from pe_core.model.initial import initial_arrays
 from pe_core.storage.model_directory import SavedModel, save_model
+from pe_core.training.clock import Clock
 from pe_core.training.config import TrainConfig
 from pe_core.training.data_checks import check_data
-from pe_core.training.engine import Engine, EngineType, ForwardEngine
+from pe_core.training.details import model_details
+from pe_core.training.engine import Engine, EngineType
+from pe_core.training.evaluation import (
+    Evaluation,
+    evaluate_checked,
+    evaluate_in_full,
+    means,
+    step_not_finite,
+)
 from pe_core.training.interrupts import StopRequest, stop_requests
+from pe_core.training.predictor import BATCH_SIZE, Predictor
 from pe_core.training.reporter import Reporter, Silent
 from pe_core.training.run_directory import (
     MODEL_FOLDER,
@@ -31,16 +41,10 @@ from pe_core.training.run_directory import (
     RunDirectory,
     data_digest,
 )
-from pe_core.training.schedule import make_schedule
+from pe_core.training.schedule import make_schedule, new_epochs
 
 # Metrics stay on the device until this many steps are waiting: reading one would wait for its step.
 STEPS_PER_READ: Final = 64
-
-
-class NotFiniteError(ArithmeticError):
-    """A loss or gradient norm is NaN or infinite; in training, the weights are those before that
-    step.
-    """
 
 
 @dataclass(frozen=True)
@@ -49,21 +53,42 @@ class TrainResult:
 
     Args:
         records: one per epoch that is done.
-        arrays: the weights now, under their canonical names.
+        saved: the model as it is now, with the names of its classes and the standardisation.
         steps: how many were taken, since the beginning of the run.
         seconds_per_step: without the first step, which compiles.
-        test_loss: of the test part, where there is one.
-        test_accuracy: of the test part, where there is one.
+        engine_type: the engine that trained it.
+        compute: how it was computed.
+        test: of the test part, where there is one.
         finished: whether all epochs are done.
     """
 
     records: tuple[EpochRecord, ...]
-    arrays: dict[str, np.ndarray]
+    saved: SavedModel
     steps: int
     seconds_per_step: float
-    test_loss: float | None = None
-    test_accuracy: float | None = None
+    engine_type: EngineType
+    compute: ComputeConfig
+    test: Evaluation | None = None
     finished: bool = True
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The weights now, under their canonical names."""
+        return self.saved.arrays
+
+    @property
+    def test_loss(self) -> float | None:
+        """Of the test part, where there is one."""
+        return None if self.test is None else self.test.loss
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """Of the test part, where there is one."""
+        return None if self.test is None else self.test.accuracy
+
+    def predictor(self, *, batch_size: int = BATCH_SIZE) -> Predictor:
+        """Return what classifies raw data with the weights as they are now."""
+        return Predictor(self.engine_type, self.saved, compute=self.compute, batch_size=batch_size)
 
 
 def train(
@@ -74,11 +99,12 @@ def train(
     train_config: TrainConfig | None = None,
     compute: ComputeConfig | None = None,
     reporter: Reporter | None = None,
-    out: Path | None = None,
+    out: str | os.PathLike[str] | None = None,
     description: dict[str, Any] | None = None,
     checkpoint_every: int | None = None,
     stop_at: int | None = None,
     resume: bool = False,
+    initial: Mapping[str, np.ndarray] | None = None,
 ) -> TrainResult:
     """Train a classifier, from its initial weights or from where a run stopped, and return the run.
 
@@ -94,7 +120,9 @@ def train(
         checkpoint_every: steps between checkpoints; at the end of every epoch when None.
         stop_at: stop with a checkpoint when so many steps are taken since the beginning of the run.
         resume: go on from the newest checkpoint in `out` that holds; from the beginning where the
-            run ended before its first.
+            run ended before its first. The epochs may be others than before.
+        initial: the weights that the run begins with, such as those of `start_from`; drawn from the
+            seed when None.
 
     Raises:
         ValueError: data that do not fit the model, or a checkpoint of another run.
@@ -119,7 +147,7 @@ def train(
         "data": data.name,
     }
     record["data_sha256"] = data_digest(data)
-    directory = None if out is None else RunDirectory(out)
+    directory = None if out is None else RunDirectory(Path(out))
     if directory is not None and not resume:
         directory.create(record | (description or {}))
     progress, state = Progress(), None
@@ -133,7 +161,12 @@ def train(
             reporter.note(f"passed over a checkpoint: {reason}")
         if state is None:
             reporter.note("the run ended before its first checkpoint: it begins again")
-    engine = engine_type(config, initial_arrays(config, options.seed), options, compute, total)
+        before = progress.epochs or options.epochs
+        for line in new_epochs(options, before, progress.step, total // options.epochs):
+            reporter.note(line)
+        directory.update(record | (description or {}))
+    weights = initial_arrays(config, options.seed) if initial is None else initial
+    engine = engine_type(config, weights, options, compute, total)
     if state is not None:
         engine.restore(state)
     with stop_requests() as request:
@@ -151,82 +184,33 @@ def train(
             request,
         )
         try:
+            if initial is not None and not resume:
+                loop.save()  # a run that ends before its first step has its weights too
             finished = loop.run()
         finally:
             # Also where a number is not finite or the user interrupts: the steps taken so far are
             # kept.
             if directory is not None:
                 directory.flush()
-    test_loss, test_accuracy = None, None
+    tested = None
     if data.test is not None and finished:
-        test_loss, test_accuracy = _checked(engine, data.test, batch_size, "the test part")
-    seconds = loop.clock.seconds_per_step
+        tested = evaluate_in_full(engine, data.test, batch_size)
+    details = model_details(data) | {"seed": options.seed, "epochs": options.epochs}
     result = TrainResult(
         tuple(progress.records),
-        engine.weights(),
+        SavedModel(config, engine.weights(), details),
         progress.step,
-        seconds,
-        test_loss,
-        test_accuracy,
+        loop.clock.seconds_per_step,
+        engine_type,
+        compute,
+        tested,
         finished,
     )
     if directory is not None and finished:
-        save_model(
-            directory.path / MODEL_FOLDER,
-            SavedModel(config, result.arrays, model_details(data) | {"seed": options.seed}),
-        )
+        if tested is not None:
+            directory.write_test(tested.to_json())
+        save_model(directory.path / MODEL_FOLDER, result.saved)
     return result
-
-
-def evaluate(engine: Engine, sequences: Sequences, batch_size: int) -> tuple[float, float]:
-    """Return the mean loss and the accuracy over sequences with labels."""
-    rows = engine.read([engine.evaluate(batch) for batch in batches(sequences, batch_size)])
-    means = _means(rows, "evaluated")
-    return means["evaluated_loss"], means["evaluated_accuracy"]
-
-
-def predict(engine: ForwardEngine, sequences: Sequences, batch_size: int) -> np.ndarray:
-    """Return the logits of all sequences, (count, num_classes)."""
-    return np.concatenate(
-        [engine.predict(batch)[batch.weights > 0] for batch in batches(sequences, batch_size)]
-    )
-
-
-def model_details(data: Dataset) -> dict[str, Any]:
-    """Return what a model directory keeps of the data: the names of the classes and the
-    standardisation.
-    """
-    standardisation = None if data.standardisation is None else data.standardisation.to_json()
-    return {"class_names": list(data.class_names), "standardisation": standardisation}
-
-
-class _Clock:
-    """Seconds of training steps, the first one of the process apart."""
-
-    def __init__(self) -> None:
-        self._started = 0.0
-        self._lap = 0.0
-        self._total = 0.0
-        self._steps = 0
-        self.warm = False
-
-    def start(self) -> None:
-        self._started = time.perf_counter()
-
-    def stop(self, steps: int) -> None:
-        seconds = time.perf_counter() - self._started
-        self._lap += seconds
-        if self.warm:
-            self._total, self._steps = self._total + seconds, self._steps + steps
-        self.warm = True
-
-    def lap(self) -> float:
-        lap, self._lap = self._lap, 0.0
-        return lap
-
-    @property
-    def seconds_per_step(self) -> float:
-        return self._total / self._steps if self._steps else float("nan")
 
 
 @dataclass
@@ -249,7 +233,7 @@ class _Loop:
         self.per_epoch = steps_per_epoch(self.data.train.count, self.batch_size)
         self.total = self.per_epoch * self.options.epochs
         self.schedule = make_schedule(self.options, self.total)
-        self.clock = _Clock()
+        self.clock = Clock()
 
     def run(self) -> bool:
         """Take steps until all are taken, or until the run shall stop; return whether all are."""
@@ -263,7 +247,7 @@ class _Loop:
                     self._end_epoch(epoch)
                 stop = self.progress.step == self.stop_at
                 if self.request or stop or self._due():
-                    self._save()
+                    self.save()
                 self.request.leave()
                 if stop:
                     return self.progress.step == self.total
@@ -277,16 +261,17 @@ class _Loop:
         waiting = []
         for number in numbers:
             waiting.append(self.engine.train_step(self._batch(order, number), first_step + number))
-            if self.request:
+            if self.request or self.clock.overdue:
                 break
         rows = self.engine.read(waiting)
+        hinted = self.clock.hint is not None
         self.clock.stop(len(rows))
+        if self.clock.hint is not None and not hinted:
+            self.reporter.note(self.clock.hint)
         for number, row in zip(numbers, rows, strict=False):
             if not np.isfinite(row).all():
-                raise NotFiniteError(
-                    _not_finite(
-                        self.engine, self._batch(order, number), first_step + number, epoch, row
-                    )
+                raise step_not_finite(
+                    self.engine, self._batch(order, number), first_step + number, epoch, row
                 )
             if self.directory is not None:
                 metrics = {
@@ -318,16 +303,16 @@ class _Loop:
 
     def _end_epoch(self, epoch: int) -> None:
         done, rows = self.progress.step, self.progress.rows
-        loss, accuracy = _checked(
-            self.engine,
-            self.data.validation,
-            self.batch_size,
-            f"after step {done - 1} (epoch {epoch})",
-        )
+        loss, accuracy = None, None
+        if self.data.validation is not None:
+            when = f"after step {done - 1} (epoch {epoch})"
+            loss, accuracy = evaluate_checked(
+                self.engine, self.data.validation, self.batch_size, when
+            )
         record = EpochRecord(
             epoch=epoch,
             step=done,
-            **_means(rows, "train"),
+            **means(rows, "train"),
             validation_loss=loss,
             validation_accuracy=accuracy,
             gradient_norm=float(rows[:, 3].mean()),
@@ -338,63 +323,14 @@ class _Loop:
         self.progress.rows = rows[:0]
         self.reporter.epoch(record)
         if self.directory is not None:
-            self.directory.add("epoch", asdict(record))
+            self.directory.add("epoch", record.to_json())
             self.directory.flush()
 
     def _due(self) -> bool:
-        return self.progress.step % (self.checkpoint_every or self.per_epoch) == 0
+        done = self.progress.step == self.total
+        return done or self.progress.step % (self.checkpoint_every or self.per_epoch) == 0
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write a checkpoint."""
         if self.directory is not None:
             self.directory.save(self.engine.state(), self.progress, self.identity)
-
-
-def _means(rows: np.ndarray, prefix: str) -> dict[str, Any]:
-    loss, correct, weight = rows[:, 0], rows[:, 1], rows[:, 2]
-    return {
-        f"{prefix}_loss": float((loss * weight).sum() / weight.sum()),
-        f"{prefix}_accuracy": float(correct.sum() / weight.sum()),
-    }
-
-
-def _checked(
-    engine: Engine, sequences: Sequences, batch_size: int, when: str
-) -> tuple[float, float]:
-    """Return the loss and the accuracy; raise a NotFiniteError that names the first bad tensor
-    where the loss is not finite.
-    """
-    loss, accuracy = evaluate(engine, sequences, batch_size)
-    if not np.isfinite(loss):
-        found = (_first_bad(engine, batch, None) for batch in batches(sequences, batch_size))
-        bad = next((name for name in found if name is not None), "the loss")
-        raise NotFiniteError(
-            f"{when}: loss {loss:g} in evaluation; the first tensor that is not finite is {bad}; "
-            "lower the learning rate"
-        )
-    return loss, accuracy
-
-
-def _not_finite(engine: Engine, batch: Batch, step: int, epoch: int, row: np.ndarray) -> str:
-    """Say which step and which tensor; the engine still has the weights from before the step."""
-    bad = _first_bad(engine, batch, step) or _first_bad_gradient(engine, batch, step)
-    return (
-        f"step {step} (epoch {epoch}): loss {row[0]:g}, gradient norm {row[3]:g}; the first "
-        f"tensor that is not finite is {bad}; "
-        "the weights are those before this step: lower the learning rate, clip the gradients, or "
-        "look at the inputs of this batch"
-    )
-
-
-def _first_bad(engine: Engine, batch: Batch, step: int | None) -> str | None:
-    return next(
-        (name for name, array in engine.taps(batch, step).items() if not np.isfinite(array).all()),
-        None,
-    )
-
-
-def _first_bad_gradient(engine: Engine, batch: Batch, step: int) -> str:
-    loss, gradients = engine.gradients(batch, step)
-    if not np.isfinite(loss):
-        return "the loss"
-    bad = next((name for name, array in gradients.items() if not np.isfinite(array).all()), None)
-    return "the norm of all gradients together" if bad is None else f"the gradient of {bad}"

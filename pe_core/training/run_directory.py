@@ -1,4 +1,4 @@
-"""The files of a run: `config.json`, `metrics.jsonl`, `checkpoints/` and `model/`."""
+"""The files of a run: `config.json`, `metrics.jsonl`, `checkpoints/`, `model/` and `test.json`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import asdict, astuple, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,14 +23,21 @@ from pe_core.model.config import ModelConfig
 from pe_core.model.parameters import parameters
 from pe_core.storage.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from pe_core.storage.files import DamagedError, naming, write_file
+from pe_core.storage.model_directory import METRICS_FILE as METRICS_FILE
+from pe_core.storage.model_directory import MODEL_FOLDER as MODEL_FOLDER
 from pe_core.storage.strict_json import read_object, to_json
+from pe_core.training.config import TrainConfig
 
-METRICS_FILE: Final = "metrics.jsonl"
 CONFIG_FILE: Final = "config.json"
-MODEL_FOLDER: Final = "model"
 CHECKPOINTS_FOLDER: Final = "checkpoints"
+TEST_FILE: Final = "test.json"
 METRICS_ARRAY: Final = "epoch/metrics"
 RECORDS_ARRAY: Final = "epoch/records"
+# What stands in a checkpoint for a figure that there is not: its numbers must be finite.
+ABSENT: Final = -1.0
+OTHER_DATA: Final = (
+    ": the data have changed, or it began with a version that did not divide files by class"
+)
 # Rows that an array of a checkpoint may have: a bound on what is read.
 MAX_ROWS: Final = 1 << 40
 
@@ -38,18 +45,32 @@ MAX_ROWS: Final = 1 << 40
 @dataclass(frozen=True)
 class EpochRecord:
     """What is known after an epoch; accuracies are shares of one, seconds are of its training
-    steps.
+    steps. Both validation fields are None where nothing is held out.
     """
 
     epoch: int
     step: int
     train_loss: float
     train_accuracy: float
-    validation_loss: float
-    validation_accuracy: float
+    validation_loss: float | None
+    validation_accuracy: float | None
     gradient_norm: float
     learning_rate: float
     seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as a dictionary for JSON, without what there is not."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def row(self) -> list[float]:
+        """Return the record as numbers for a checkpoint."""
+        return [ABSENT if value is None else value for value in astuple(self)]
+
+    @classmethod
+    def from_row(cls, row: list[float]) -> EpochRecord:
+        """Return the record of such numbers."""
+        epoch, step, *rest = [None if value == ABSENT else value for value in row]
+        return cls(int(epoch or 0), int(step or 0), *rest)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -61,11 +82,13 @@ class Progress:
         records: of the epochs that are done.
         rows: metrics of the steps taken in this epoch, in the columns of
         `pe_core.training.engine.METRICS`.
+        epochs: of the run, when its state was written; None where there is none.
     """
 
     step: int = 0
     records: list[EpochRecord] = field(default_factory=list)
     rows: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
+    epochs: int | None = None
 
 
 @dataclass
@@ -103,6 +126,14 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         write_file(self.path / CONFIG_FILE, to_json(record))
 
+    def update(self, changes: dict[str, Any]) -> None:
+        """Write fields of `config.json` anew, where they are others: a run that goes on with more
+        epochs, or with data that have moved, goes on so the next time too.
+        """
+        before = self.config()
+        if before | changes != before:
+            write_file(self.path / CONFIG_FILE, to_json(before | changes))
+
     def config(self) -> dict[str, Any]:
         """Return what `config.json` holds; its values are for the caller to check.
 
@@ -138,6 +169,10 @@ class RunDirectory:
             self._bytes += len(content)
             self._sha.update(content)
 
+    def write_test(self, record: dict[str, Any]) -> None:
+        """Write the result of the test part as `test.json`."""
+        write_file(self.path / TEST_FILE, to_json(record))
+
     def save(
         self, arrays: Mapping[str, np.ndarray], progress: Progress, record: dict[str, Any]
     ) -> None:
@@ -149,7 +184,7 @@ class RunDirectory:
             record: what the state belongs to, such as the config and the digest of the data.
         """
         self.flush()
-        records = np.array([astuple(item) for item in progress.records], np.float64).reshape(
+        records = np.array([item.row() for item in progress.records], np.float64).reshape(
             -1, len(fields(EpochRecord))
         )
         kept = {
@@ -182,6 +217,7 @@ class RunDirectory:
 
         def expected(found: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             _require_same(record, found)
+            TrainConfig.from_json(found["train"])
             return checkpoint_shapes(config, found)
 
         folder = self.path / CHECKPOINTS_FOLDER
@@ -203,10 +239,9 @@ class RunDirectory:
         self._cut_metrics(**found.record[METRICS_FILE])
         arrays = dict(found.arrays)
         rows, records = arrays.pop(METRICS_ARRAY), arrays.pop(RECORDS_ARRAY)
-        kept = [
-            EpochRecord(int(epoch), int(step), *rest) for epoch, step, *rest in records.tolist()
-        ]
-        return arrays, Progress(found.step, kept, rows), passed_over
+        kept = [EpochRecord.from_row(row) for row in records.tolist()]
+        epochs = TrainConfig.from_json(found.record["train"]).epochs
+        return arrays, Progress(found.step, kept, rows, epochs), passed_over
 
     def _cut_metrics(self, bytes: int, sha256: str) -> None:
         """Cut `metrics.jsonl` where it ended at a checkpoint; if somebody removed the file, a new
@@ -228,10 +263,15 @@ class RunDirectory:
 
 
 def _require_same(record: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless a record is that of the run; the epochs may be others."""
     for name, value in record.items():
-        if found.get(name) != value:
+        other = found.get(name)
+        if name == "train" and isinstance(other, dict) and "epochs" in other:
+            other = other | {"epochs": value["epochs"]}
+        if other != value:
+            why = OTHER_DATA if name == "data_sha256" else ""
             raise UserValueError(
-                f"{name} is {str(found.get(name))[:80]}, the run has {str(value)[:80]}"
+                f"{name} is {str(found.get(name))[:80]}, the run has {str(value)[:80]}{why}"
             )
 
 
@@ -270,7 +310,10 @@ def data_digest(data: Dataset) -> str:
     """Return the SHA-256 of all that a run sees of its data."""
     sha = hashlib.sha256()
     for part, sequences in data.parts.items():
-        for array in (sequences.inputs, sequences.labels, sequences.mask):
+        arrays = [sequences.inputs, sequences.labels, sequences.mask]
+        # Only where there are some: runs of data without any keep their digest.
+        arrays += [] if sequences.positions is None else [sequences.positions]
+        for array in arrays:
             described = "none" if array is None else f"{array.dtype.str} {array.shape}"
             sha.update(f"{part} {described}\n".encode())
             sha.update(b"" if array is None else np.ascontiguousarray(array).tobytes())

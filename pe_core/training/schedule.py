@@ -45,6 +45,37 @@ class Schedule:
         return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+def new_epochs(train: TrainConfig, epochs: int, step: int, per_epoch: int) -> list[str]:
+    """Return what is to be said of a run that goes on with other epochs than it began with.
+
+    Under the constant schedule it is the run that had them from the start, and nothing is said.
+
+    Args:
+        train: what the run is now.
+        epochs: what it had before.
+        step: steps taken.
+        per_epoch: steps of an epoch.
+
+    Raises:
+        ValueError: the run has gone beyond the new end.
+    """
+    total = train.epochs * per_epoch
+    if total < step:
+        raise UserValueError(
+            f"epochs={train.epochs} ends at step {total:,}, and the run has taken {step:,}; give "
+            f"at least {-(-step // per_epoch)}"
+        )
+    if train.epochs == epochs or train.schedule == "constant":
+        return []
+    before = make_schedule(train, epochs * per_epoch)
+    return [
+        f"a new schedule: {train.schedule} now ends at step {total:,}, not {epochs * per_epoch:,}; "
+        f"the learning rate goes on from {make_schedule(train, total)(step):.3g}, not "
+        f"{before(step):.3g}, so the run is not the one that has {train.epochs} epochs from the "
+        "start"
+    ]
+
+
 def make_schedule(train: TrainConfig, total_steps: int) -> Schedule:
     """Return the schedule of a run of so many steps."""
     return Schedule(train.learning_rate, train.schedule, train.warmup_steps, total_steps)
