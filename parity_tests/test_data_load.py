@@ -149,6 +149,18 @@ def test_a_class_that_cannot_be_validated_is_told(write: Write) -> None:
 
 
 SLOPES = (np.arange(10) * np.where(np.arange(40) % 2, 3, 1)[:, None])[..., None]
+
+
+@pytest.mark.parametrize("name", ["digits", ""])
+def test_nothing_held_out_asks_nothing_of_the_classes(write: Write, name: str) -> None:
+    labels = np.arange(5)
+    data = name or write(inputs=np.arange(10.0).reshape(5, 2, 1), labels=labels)
+    dataset = load(data, validation_fraction=0.0)
+    assert dataset.validation is None
+    assert list(dataset.parts) == (["train", "test"] if name else ["train"])
+    assert name or np.array_equal(np.sort(np.asarray(dataset.train.labels)), labels)
+
+
 LARGE = {
     "float64": 1.7e9 + SLOPES,
     "nanoseconds": 1_700_000_000_000_000_000 + SLOPES,

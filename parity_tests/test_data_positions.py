@@ -206,3 +206,30 @@ def test_a_model_asks_for_the_positions_it_was_trained_on(pe: Pe, tmp_path: Path
     assert len(np.unique(found[0].round(6), axis=0)) == 2
     words = "none.npz: has no positions in seconds, as in training; add them"
     assert pe("predict", "run", "--data=none.npz", code=2) == words
+
+
+def test_a_run_goes_on_with_data_read_as_they_were(pe: Pe, tmp_path: Path) -> None:
+    """By resume and --config, and by --from where the next file has another order or unit."""
+    rows = [(i, t * (1.5 + 1.5 * (i % 2)), t, -t, "ab"[i % 2]) for i in range(20) for t in range(3)]
+    turned = [(i, t, v, u, label) for i, t, u, v, label in rows]
+    for name, header, table in (("uv", "time,u,v", rows), ("vu", "time,v,u", turned)):
+        lines = [f"who,{header},label", *(",".join(map(str, row)) for row in table)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines))
+    numbers = np.array([row[1:4] for row in rows], float).reshape(20, 3, 3)
+    arrays: dict[str, Any] = {"X": numbers[..., 1:], "y": np.array(["a", "b"] * 10)}
+    np.savez("ms.npz", positions=1000 * numbers[..., 0], positions_unit="milliseconds", **arrays)
+    columns = "--columns=sequence=who"
+    read_as = (columns, "--positions=both", "--validation-fraction=0", "--framework=torch")
+    line = ("--encoding=sinusoidal", *TINY, "--epochs=2", "--data=uv.csv", "--out=run")
+    pe("train", *read_as, *line, "--stop-at=1")
+    assert "positions in seconds as a feature" in pe("resume", "run")
+    pe("train", "--config=run", "--out=again")
+    model = "model/model.safetensors"
+    assert Path("run", model).read_bytes() == Path("again", model).read_bytes()
+    for data, rest in (("uv.csv", [columns]), ("vu.csv", [columns]), ("ms.npz", [])):
+        begun = ("--from=run", "--framework=torch", "--validation-fraction=0", "--data", data)
+        pe("train", *begun, *rest, "--out", f"from-{data}")
+        pe("resume", f"from-{data}", "--epochs=9")
+    configs = [strict(path.read_text()) for path in tmp_path.glob("*/config.json")]
+    assert [config["source"]["positions"] for config in configs] == ["both"] * 5
+    assert len({config["data_sha256"] for config in configs}) == 1

@@ -13,6 +13,7 @@ from parity_tests.refusals import each_refusal, refused
 from parity_tests.small_models import assert_near
 from parity_tests.small_runs import data, run
 from pe_core import Features, ModelConfig, Tokens
+from pe_core.encodings import Sinusoidal
 from pe_core.model.random import derive, normal
 from pe_core.storage.model_directory import MODEL_FOLDER, SavedModel, save_model
 from pe_core.training.loop import train
@@ -29,8 +30,10 @@ STEPS = normal(derive(0, 97), (5, 7, FEATURES))
 RAW = MEAN + SCALE * STEPS
 
 
-def folder(path: Path, config: ModelConfig = CONFIG, *, standardised: bool = True) -> Path:
-    details: dict[str, Any] = {"class_names": NAMES[: config.num_classes], "seed": 3}
+def folder(
+    path: Path, config: ModelConfig = CONFIG, *, standardised: bool = True, **others: object
+) -> Path:
+    details: dict[str, Any] = {"class_names": NAMES[: config.num_classes], "seed": 3} | others
     if standardised:
         details["standardisation"] = {"mean": MEAN.tolist(), "scale": SCALE.tolist()}
     save_model(path, SavedModel(config, perturbed_arrays(config), details))
@@ -64,6 +67,52 @@ def test_tokens_and_a_single_feature_have_no_axis_of_features(tmp_path: Path) ->
         wide = x if isinstance(inputs, Tokens) else x[..., None]
         assert_near(found.logits(x), forward(config, perturbed_arrays(config), wide))
         assert_near(found.logits(list(x)), found.logits(x))
+
+
+PLACES = np.cumsum(np.abs(STEPS[..., 0]), axis=1)
+
+
+@pytest.mark.parametrize("use", ["encode", "feature", "both"])
+@pytest.mark.parametrize("label", BACKENDS)
+def test_positions_are_used_as_in_training(label: str, use: str, tmp_path: Path) -> None:
+    config = small_config(num_layers=1, encodings=(Sinusoidal(),))
+    inputs = RAW if use == "encode" else RAW[..., :2]
+    standard = (RAW - MEAN) / SCALE
+    if use != "encode":
+        standard[..., 2] = (PLACES - MEAN[2]) / SCALE[2]
+    folder(tmp_path, config, positions=use, positions_unit="days")
+    found = BACKENDS[label].package.load_predictor(tmp_path, batch_size=2)
+    encoded = None if use == "feature" else PLACES
+    exact = forward(config, perturbed_arrays(config), standard, mask=MASK, positions=encoded)
+    assert_near(found.logits(inputs, mask=MASK, positions=PLACES), exact)
+    ragged = [
+        [row[:length] for row, length in zip(array, LENGTHS, strict=True)]
+        for array in (inputs, PLACES)
+    ]
+    assert_near(found.logits(ragged[0], positions=ragged[1]), exact)
+    words = "the model was trained with positions in days, and x comes without; pass positions"
+    with refused(ValueError, words):
+        found.predict(inputs, mask=MASK)
+    with refused(ValueError, "positions have shape (5, 6), x has (5, 7) steps; give one number"):
+        found.predict(inputs, positions=PLACES[:, :6])
+    with refused(ValueError, "positions do not fit the 5 sequences of the list x; give a list"):
+        found.predict(ragged[0], positions=PLACES)
+
+
+@each_refusal(
+    {
+        ValueError: {
+            "config.json: unknown use of positions 'maybe'": {"positions": "maybe"},
+            "config.json: unknown unit of positions None": {"positions": "encode"},
+            "config.json: feature_names must be names, got [1]": {"feature_names": [1]},
+        }
+    }
+)
+def test_details_that_do_not_fit_are_refused(
+    kind: type[Exception], words: str, what: Any, tmp_path: Path
+) -> None:
+    with refused(kind, words):
+        Predictor.load(ENGINES["torch"], folder(tmp_path, **what))
 
 
 @each_refusal(
@@ -101,6 +150,8 @@ def test_what_the_model_does_not_take_is_refused(
         found.predict(what)
     with refused(ValueError, "mask must be bool (5, 7), True = real step, got bool (4, 7)"):
         found.predict(RAW, mask=MASK[:4])
+    with refused(ValueError, "positions are given, but the model was trained on counted steps;"):
+        found.predict(RAW, positions=PLACES)
 
 
 @pytest.mark.parametrize("label", BACKENDS)

@@ -27,6 +27,7 @@ class Source:
         columns: of tables, as the option has them: sequence=patient,label=diagnosis.
         positions: use of those in the files.
         standardisation: of the model that the run begins from; fitted on the data when None.
+        positions_unit, feature_names: of that model; those of the file when None.
     """
 
     data: str
@@ -36,17 +37,22 @@ class Source:
     columns: str | None = None
     positions: UseOfPositions = "encode"
     standardisation: Standardisation | None = None
+    positions_unit: str | None = None
+    feature_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("data", "test", "columns"):
+        for name in ("data", "test", "columns", "positions_unit"):
             text = getattr(self, name)
             if not isinstance(text, str | None) or (name == "data" and text is None):
                 raise UserValueError(f"source is no name of data: {name} is {str(text)[:80]}")
         require_one_of("layout", self.layout, LAYOUTS)
         require_one_of("use of positions", self.positions, USES)
+        if not all(isinstance(name, str) for name in self.feature_names):
+            raise UserValueError(f"feature_names are {str(self.feature_names)[:80]}, not names")
 
     def load(self, seed: int) -> Dataset:
         """Return the data, split by the seed, and say what was read."""
+        built_in = self.data in DATA_NAMES
         data = load(
             self.data,
             test=self.test,
@@ -55,13 +61,23 @@ class Source:
             layout=self.layout,
             columns=parse_columns(self.columns),
             positions=self.positions,
+            positions_unit=self.positions_unit,
+            feature_names=self.feature_names,
+            standardisation=None if built_in else self.standardisation,
             tell=console.print,
         )
-        return data if self.standardisation is None else restated(data, self.standardisation)
+        if self.standardisation is None or not built_in:
+            return data
+        return restated(data, self.standardisation)
 
     def to_json(self) -> dict[str, Any]:
         """Return the source as a dictionary for JSON, in words that hold in another folder too."""
         standard = self.standardisation
+        of_model = {
+            "standardisation": None if standard is None else standard.to_json(),
+            "positions_unit": self.positions_unit,
+            "feature_names": list(self.feature_names),
+        }
         return {
             "data": _absolute(self.data),
             "test": _absolute(self.test),
@@ -69,7 +85,7 @@ class Source:
             "layout": self.layout,
             "columns": self.columns,
             "positions": self.positions,
-        } | ({} if standard is None else {"standardisation": standard.to_json()})
+        } | {name: value for name, value in of_model.items() if value}
 
     @classmethod
     def from_run(cls, record: dict[str, Any]) -> Source:
@@ -86,6 +102,8 @@ class Source:
         given = require_fields(cls, record["source"])
         if given.get("standardisation") is not None:
             given["standardisation"] = Standardisation.from_json(given["standardisation"])
+        if "feature_names" in given:
+            given["feature_names"] = tuple(given["feature_names"])
         return cls(**given)
 
 
@@ -94,8 +112,8 @@ def _absolute(name: str | None) -> str | None:
 
 
 def restated(data: Dataset, standardisation: Standardisation) -> Dataset:
-    """Return data with another standardisation than the one that they were loaded with: that of a
-    model, whose weights know inputs of its scale.
+    """Return built-in data with another standardisation than their own: that of a model, whose
+    weights know inputs of its scale.
     """
     old = data.standardisation
     if data.num_features is None or len(standardisation.mean) != data.num_features:

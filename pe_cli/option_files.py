@@ -13,9 +13,12 @@ from pe_core.encodings import EncodingOptions
 from pe_core.errors import UserFileNotFoundError, UserValueError
 from pe_core.model.config import ModelConfig
 from pe_core.storage.model_directory import CONFIG_FILE, load_model
+from pe_core.training.details import saved_positions
 
 # What the data decide of a model, and its encodings, which are one option of the command.
 NO_OPTIONS: Final = ("inputs", "num_classes", "encodings")
+# What the source of a run has from the model that it began from, which is an option.
+OF_MODEL: Final = ("standardisation", "positions_unit", "feature_names")
 
 
 def read_options(source: str, path: Path) -> dict[str, Any]:
@@ -54,9 +57,11 @@ def read_options(source: str, path: Path) -> dict[str, Any]:
 
 def model_options(source: str, directory: Path) -> dict[str, Any]:
     """Return the options of a saved model, in which the encoding is left open: the model has its
-    own.
+    own. Its use of positions is among them.
     """
-    return _options_of_model(load_model(directory).config) | {"encoding": ""}
+    saved = load_model(directory)
+    of_data = {"positions": saved_positions(saved)[0], "encoding": ""}
+    return _options_of_model(saved.config) | of_data
 
 
 def _options_of_model(config: ModelConfig) -> dict[str, Any]:
@@ -79,7 +84,8 @@ def _options_of_run(record: dict[str, Any]) -> dict[str, Any]:
     options |= data | {**record.get("source", {})} | {**record.get("from", {})}
     if "seed" in record:
         options["seed"] = record["seed"]
-    options.pop("standardisation", None)
+    for name in OF_MODEL:
+        options.pop(name, None)
     # A file may be called null, and `max_gradient_norm` is None by name.
     return {
         name: value

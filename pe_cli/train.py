@@ -20,7 +20,7 @@ from pe_cli.reporting import (
     run_folder,
     write_json,
 )
-from pe_core.data import Dataset, Layout, Standardisation, UseOfPositions, steps_per_epoch
+from pe_core.data import Dataset, Layout, UseOfPositions, steps_per_epoch
 from pe_core.data.loading import VALIDATION_FRACTION
 from pe_core.encodings import EncodingOptions, parse_encoding
 from pe_core.errors import UserValueError
@@ -35,6 +35,11 @@ from pe_core.training.backends import (
 )
 from pe_core.training.config import TrainConfig
 from pe_core.training.data_checks import check_data
+from pe_core.training.details import (
+    saved_feature_names,
+    saved_positions,
+    saved_standardisation,
+)
 from pe_core.training.loop import TrainResult, train
 from pe_core.training.run_directory import RunDirectory
 from pe_core.training.schedule import make_schedule
@@ -187,7 +192,6 @@ def run(options: Annotated[TrainOptions, FLAT]) -> int:
         raise UserValueError(
             f"--lengthen {options.lengthen} goes with --from, got none; leave it out"
         )
-    standardisation = None if saved is None else saved.details.get("standardisation")
     source = Source(
         options.data,
         options.test,
@@ -195,8 +199,8 @@ def run(options: Annotated[TrainOptions, FLAT]) -> int:
         options.layout,
         options.columns,
         options.positions,
-        None if standardisation is None else Standardisation.from_json(standardisation),
     )
+    source = source if saved is None else replace(source, **_of_model(saved, options.positions))
     data = source.load(options.train.seed)
     start = None if saved is None else started(options, saved, data)
     config = model_config(options, data) if start is None else start.config
@@ -249,6 +253,16 @@ def run(options: Annotated[TrainOptions, FLAT]) -> int:
             stop_at=options.stop_at,
         )
     return conclude(result, options.framework, data.name, out, options.json)
+
+
+def _of_model(saved: SavedModel, use: UseOfPositions) -> dict[str, Any]:
+    """Return what a source takes of the model that a run begins from."""
+    unit = saved_positions(saved)[1]
+    return {
+        "standardisation": saved_standardisation(saved),
+        "positions_unit": None if use == "ignore" else unit,
+        "feature_names": saved_feature_names(saved),
+    }
 
 
 def _origin(options: TrainOptions) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from pe_core.data.dataset import Dataset, describe_steps
 from pe_core.data.npz import LAYOUTS, Layout, read_npz
 from pe_core.data.plausibility import (
@@ -45,6 +47,9 @@ def load(
     layout: Layout = "steps-first",
     columns: Mapping[str, str] | None = None,
     positions: UseOfPositions = "encode",
+    positions_unit: str | None = None,
+    feature_names: Iterable[str] | None = None,
+    standardisation: Standardisation | None = None,
     tell: Callable[[str], object] = silent,
 ) -> Dataset:
     """Load a built-in task or a training file, split by class and standardised.
@@ -65,6 +70,9 @@ def load(
             where they have other names.
         positions: what those of the files are used for: "encode" gives them to the encodings,
             "feature" makes a feature of them, "both" does both, "ignore" counts steps.
+        positions_unit: the unit that they shall have; None = that of the training file.
+        feature_names: the order of the features of tables; None = as they stand in the first.
+        standardisation: of files, such as that of a model; None = fitted on the training part.
         tell: is called with a line on each file that was read.
 
     A `DataWarning` is issued for what can be used and looks wrong.
@@ -101,6 +109,9 @@ def load(
         seed,
         validation_fraction,
         positions,
+        positions_unit,
+        tuple(feature_names or ()),
+        standardisation,
         tell,
     )
 
@@ -194,6 +205,9 @@ def _from_files(
     seed: int,
     validation_fraction: float,
     use: UseOfPositions,
+    unit: str | None,
+    feature_names: tuple[str, ...],
+    standardisation: Standardisation | None,
     tell: Callable[[str], object],
 ) -> Dataset:
     if train.labels is None:
@@ -213,10 +227,11 @@ def _from_files(
         )
     # Steps without a gap are counted, and are positions where the other file has gaps.
     given = [one for one in (train, test) if one is not None and one.positions is not None]
-    unit = given[0].positions_unit if given else None
     if use == "ignore":
         unit = None
-    train = train.placed(use, unit)
+    elif unit is None and given:
+        unit = given[0].positions_unit
+    train = train.placed(use, unit).ordered(feature_names)
     if test is not None:
         test = test.placed(use, unit).ordered(train.feature_names)
     labels = train.label_indices()
@@ -226,8 +241,9 @@ def _from_files(
     seen = labels[held_out] if validation_fraction else labels
     warn_of_missing_classes(train.class_names, labels, seen, str(train.path))
     mean = train.observed_mean(kept)
-    standardisation = None
-    if train.num_features is not None:
+    if standardisation is not None:
+        mean = np.array([float(number) for number in standardisation.mean])
+    elif train.num_features is not None:
         standardisation = train.fit(kept, mean)
     every, tested = train.sequences(None, mean, standardisation), None
     tell(train.describe())

@@ -15,6 +15,7 @@ from pe_core.data import Layout, Sequences, batches, read
 from pe_core.data.loading import Source, silent
 from pe_core.data.positions import checked_positions
 from pe_core.data.sequences import checked_steps
+from pe_core.data.table import is_frame
 from pe_core.errors import UserError, UserValueError, require_integer
 from pe_core.model.config import ComputeConfig, Features, Inputs
 from pe_core.storage.model_directory import CONFIG_FILE, SavedModel, find_model, load_model
@@ -142,7 +143,8 @@ class Predictor:
         Args:
             x: numbers (count, length, features), or (count, length) for a model of one feature;
                 integers (count, length) for tokens; or a list of sequences, which may differ in
-                length: (length, features), or (length,) as above.
+                length: (length, features), or (length,) as above; or a data frame of one step a
+                row, with columns as `pe_core.data.load` takes them.
             mask: bool (count, length), True = real step; a list says its own lengths.
             positions: numbers (count, length) in `positions_unit`, or for a list a list of numbers
                 (length,); where the model was trained with positions, and only there.
@@ -151,6 +153,13 @@ class Predictor:
             TypeError: no real numbers.
             ValueError: data that do not fit the model; the line says where.
         """
+        if is_frame(x):
+            if mask is not None or positions is not None:
+                raise UserValueError(
+                    "a data frame has lengths and positions of its own; leave mask and positions "
+                    "out"
+                )
+            return self.logits_of(self.read(x))
         self._require_positions(positions)
         taken, found = self._features_given(), list[np.ndarray]()
         for part in cut_batches(x, mask, positions, taken, self.batch_size):

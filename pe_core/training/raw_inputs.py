@@ -134,7 +134,8 @@ def _places(positions: Any, array: np.ndarray) -> np.ndarray | None:
 def _places_of_each(positions: Any, arrays: Sequence[np.ndarray]) -> list[np.ndarray] | None:
     if positions is None:
         return None
-    rows = [] if np.ndim(positions) == 0 else list(positions)
+    rows = list(positions) if isinstance(positions, np.ndarray) and positions.ndim else None
+    rows = _sequences(positions) or rows or []
     places = [_numbers(row, f"positions of sequence {n}") for n, row in enumerate(rows)]
     if [row.shape for row in places] != [array.shape[:1] for array in arrays]:
         raise UserValueError(
