@@ -28,6 +28,7 @@ class LearnedTable(AdditiveOptions):
     name: ClassVar[str] = "learned"
     paper: ClassVar[str] = "Gehring et al. 2017; Devlin et al. 2019"
     beyond: ClassVar[str] = "refused beyond max_length, or as over_length says"
+    added: ClassVar[tuple[str, ...]] = ("over_length",)
 
     max_length: int
     layers: Layers = "first"

@@ -46,6 +46,8 @@ class EncodingOptions:
         fractional: whether positions may be floating point; whole numbers are required otherwise.
         beyond: what happens to positions that training did not see.
         weight_decay: whether weight decay applies to its parameters, its group of the optimizer.
+        added: fields that it had not from the start. Files leave their defaults out, so that what
+            an earlier version wrote is the same model.
         per_layer: whether every layer has parameters of its own; one set serves all otherwise.
     """
 
@@ -55,6 +57,7 @@ class EncodingOptions:
     fractional: ClassVar[bool] = True
     beyond: ClassVar[str] = "defined for any position"
     weight_decay: ClassVar[bool] = False
+    added: ClassVar[tuple[str, ...]] = ()
     per_layer: bool = False
 
     def __init_subclass__(cls, **options: Any) -> None:

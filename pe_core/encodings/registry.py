@@ -102,10 +102,13 @@ def check_encodings(encodings: Sequence[EncodingOptions], sizes: Sizes) -> None:
 
 
 def encoding_to_json(encoding: EncodingOptions) -> dict[str, Any]:
-    """Return the options as a dictionary with the encoding's name."""
+    """Return the options as a dictionary with the encoding's name, without those of `added` at
+    their defaults.
+    """
     return {"name": encoding.name} | {
         field.name: getattr(encoding, field.name)
         for field in fields(encoding)  # type: ignore[arg-type]  # a dataclass, as registered
+        if field.name not in encoding.added or getattr(encoding, field.name) != field.default
     }
 
 
