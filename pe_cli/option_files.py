@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
 from pe_core.data import DATA_NAMES
-from pe_core.encodings import EncodingOptions
+from pe_core.encodings import EncodingOptions, encoding_to_json
 from pe_core.errors import UserFileNotFoundError, UserValueError
 from pe_core.model.config import ModelConfig
 from pe_core.storage.model_directory import CONFIG_FILE, load_model
@@ -100,9 +99,7 @@ def encoding_text(config: ModelConfig) -> str:
 
 
 def _option(encoding: EncodingOptions) -> str:
-    values = {
-        field.name: getattr(encoding, field.name)
-        for field in fields(encoding)  # type: ignore[arg-type]  # a dataclass, as registered
-    }
+    values = encoding_to_json(encoding)
+    del values["name"]
     tail = ",".join(f"{name}={value}" for name, value in values.items() if value is not None)
     return f"{encoding.name}:{tail}" if tail else encoding.name

@@ -10,6 +10,7 @@ import numpy as np
 from pe_cli.options import COLUMNS, DATA, FILE, FLAT, FOLDER, FRAMEWORK, parse_columns
 from pe_cli.reporting import check_json, console, require_positive, write_json
 from pe_core.data import DATA_NAMES, Layout, Sequences, load
+from pe_core.encodings.additive import OverLength
 from pe_core.errors import UserValueError, require_integer
 from pe_core.model.config import ComputeConfig, Precision
 from pe_core.training.backends import backends, forward_type, require_backend, set_threads, versions
@@ -32,6 +33,8 @@ class PredictOptions:
         columns: of a .csv file, as in sequence=patient,label=diagnosis.
         seed: of the split of built-in data; that of the training when not given.
         precision: of the computation.
+        over_length: what a learned table does with steps beyond it; as the model says when not
+            given.
         threads: of the processor; as many as the framework takes when not given.
         json: write all predictions and probabilities to this file.
     """
@@ -44,6 +47,7 @@ class PredictOptions:
     columns: Annotated[str | None, COLUMNS] = None
     seed: int | None = None
     precision: Precision = ComputeConfig.precision
+    over_length: OverLength | None = None
     threads: int | None = None
     json: Annotated[str | None, FILE] = None
 
@@ -57,7 +61,9 @@ def run(options: Annotated[PredictOptions, FLAT]) -> int:
     require_positive(threads=options.threads)
     make = forward_type(framework)
     set_threads(make, options.threads)
-    predictor = Predictor.load(make, options.model, compute=compute)
+    predictor = Predictor.load(
+        make, options.model, compute=compute, over_length=options.over_length
+    )
     names = predictor.class_names
     sequences = _sequences(options, predictor)
     logits = predictor.logits_of(sequences, options.data)

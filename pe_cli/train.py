@@ -22,9 +22,11 @@ from pe_cli.reporting import (
 )
 from pe_core.data import Dataset, Layout, UseOfPositions, steps_per_epoch
 from pe_core.data.loading import VALIDATION_FRACTION
+from pe_core.data.plausibility import warn
 from pe_core.encodings import EncodingOptions, parse_encoding
 from pe_core.errors import UserValueError
 from pe_core.model.config import ComputeConfig, Features, Inputs, ModelConfig, Tokens
+from pe_core.model.inputs import has_table
 from pe_core.storage.model_directory import SavedModel, load_model
 from pe_core.training.backends import (
     count_weights,
@@ -130,6 +132,9 @@ def model_config(options: TrainOptions, data: Dataset) -> ModelConfig:
             f"table of encoding {encoding.name!r}; take sinusoidal or rotary, or count steps with "
             "--positions ignore"
         )
+    if getattr(encoding, "over_length", "error") != "error":
+        # What is longer than the training part gets no row that is never trained.
+        encoding = parse_encoding(options.encoding, max_length=data.trained_length)
     inputs = (
         Tokens(data.vocab_size)
         if data.vocab_size is not None
@@ -140,7 +145,18 @@ def model_config(options: TrainOptions, data: Dataset) -> ModelConfig:
         "num_classes": len(data.class_names),
         "encodings": () if encoding is None else (encoding,),
     }
-    return ModelConfig(**given)
+    config = ModelConfig(**given)
+    last = max(int(part.lengths.max()) for part in data.parts.values())
+    if has_table(config.encodings) and data.train.positions is None and last > data.trained_length:
+        limits = [item.length_limit or 0 for item in config.encodings]
+        if max(limits) > data.trained_length:
+            warn(
+                f"the training part has at most {data.trained_length} steps, another part {last}: "
+                f"rows {data.trained_length} to {last - 1} of the table are never trained; "
+                f"--encoding {options.encoding}{',' if ':' in options.encoding else ':'}"
+                "over_length=interpolate, clip or wrap reads trained ones"
+            )
+    return config
 
 
 def started(options: TrainOptions, saved: SavedModel, data: Dataset) -> Start:

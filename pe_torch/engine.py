@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pe_core.data import Batch
+from pe_core.encodings.additive import OverLength
 from pe_core.model.config import ComputeConfig, ModelConfig
 from pe_core.model.parameters import parameters
 from pe_core.training.config import TrainConfig
@@ -219,6 +220,7 @@ def load_predictor(
     compute: ComputeConfig | None = None,
     device: str | None = None,
     batch_size: int = BATCH_SIZE,
+    over_length: OverLength | None = None,
 ) -> Predictor:
     """Return what classifies raw data, from a model directory or the folder of a finished run.
 
@@ -230,9 +232,18 @@ def load_predictor(
         compute: how the model is computed.
         device: where it runs; the GPU when there is one, when None.
         batch_size: sequences computed at a time.
+        over_length: what a learned table does with positions beyond it, "clip", "wrap" or
+            "interpolate"; as the model says when None.
 
     Raises:
         FileNotFoundError: a file is missing, or the run has no model yet.
         ValueError: a file is damaged or does not fit its config.
     """
-    return Predictor.load(Engine, directory, compute=compute, device=device, batch_size=batch_size)
+    return Predictor.load(
+        Engine,
+        directory,
+        compute=compute,
+        device=device,
+        batch_size=batch_size,
+        over_length=over_length,
+    )

@@ -99,6 +99,14 @@ class Dataset:
         return 1 + math.ceil(max(given)) if given else self.length
 
     @property
+    def trained_length(self) -> int:
+        """The number of rows of such a table that training reads."""
+        positions = self.train.positions
+        return (
+            int(self.train.lengths.max()) if positions is None else 1 + math.ceil(positions.max())
+        )
+
+    @property
     def vocab_size(self) -> int | None:
         """The largest token of all parts plus 1; None for features."""
         if self.num_features is not None:

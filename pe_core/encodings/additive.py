@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Final, Literal, get_args
 
 from pe_core.encodings.options import AdditiveOptions, Layers, Sizes
 from pe_core.errors import require_integer, require_number, require_one_of
@@ -11,6 +11,8 @@ from pe_core.model.laws import Normal, Parameter
 
 Layout = Literal["interleaved", "half", "tensor2tensor"]
 OverLength = Literal["error", "clip", "wrap", "interpolate"]
+# What takes longer sequences.
+POLICIES: Final = ("clip", "wrap", "interpolate")
 
 
 @dataclass(frozen=True)

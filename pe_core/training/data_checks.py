@@ -6,8 +6,10 @@ import numpy as np
 
 from pe_core.data import Batch, Dataset, Sequences
 from pe_core.data.plausibility import warn, warn_of_losses
+from pe_core.encodings.additive import POLICIES
 from pe_core.errors import UserTypeError, UserValueError
 from pe_core.model.config import Features, ModelConfig, Tokens
+from pe_core.model.inputs import has_table
 from pe_core.model.values import require_positions_fit, require_tokens_fit
 
 
@@ -56,6 +58,7 @@ def check_sequences(config: ModelConfig, sequences: Sequences, what: str) -> Non
                 f"{what} has a sequence of {longest} steps, but encoding {encoding.name!r} has "
                 f"max_length={limit}; train with the encoding {encoding.name}:max_length={longest} "
                 "or sinusoidal, or cut the sequences"
+                + (f", or take over_length {', '.join(POLICIES)}" if has_table([encoding]) else "")
             )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,8 +17,11 @@ from pe_core.data.loading import Source, silent
 from pe_core.data.positions import checked_positions
 from pe_core.data.sequences import checked_steps
 from pe_core.data.table import is_frame
+from pe_core.encodings import LearnedTable
+from pe_core.encodings.additive import OverLength
 from pe_core.errors import UserError, UserValueError, require_integer
-from pe_core.model.config import ComputeConfig, Features, Inputs
+from pe_core.model.config import ComputeConfig, Features, Inputs, ModelConfig
+from pe_core.model.inputs import has_table
 from pe_core.storage.model_directory import CONFIG_FILE, SavedModel, find_model, load_model
 from pe_core.training.config import TrainConfig
 from pe_core.training.data_checks import check_sequences
@@ -44,6 +48,8 @@ class Predictor:
         compute: how it is computed.
         device: where, in the words of the backend; its default when None.
         batch_size: sequences computed at a time.
+        over_length: what a learned table does with positions beyond it, "clip", "wrap" or
+            "interpolate"; as the model says when None.
         source: where the model comes from, for messages.
 
     Attributes:
@@ -70,10 +76,11 @@ class Predictor:
         compute: ComputeConfig | None = None,
         device: str | None = None,
         batch_size: int = BATCH_SIZE,
+        over_length: OverLength | None = None,
         source: str = "the model",
     ) -> None:
         require_integer("batch_size", batch_size, 1)
-        self.config = saved.config
+        self.config = saved.config if over_length is None else _with(saved.config, over_length)
         self.batch_size = batch_size
         self.class_names = saved_class_names(saved, source)
         try:
@@ -85,7 +92,7 @@ class Predictor:
         except (TypeError, ValueError) as error:
             raise UserValueError(f"{source}: {error}") from None
         self._engine = engine_type(
-            saved.config, saved.arrays, TrainConfig(), compute or ComputeConfig(), 0, device
+            self.config, saved.arrays, TrainConfig(), compute or ComputeConfig(), 0, device
         )
 
     @classmethod
@@ -97,6 +104,7 @@ class Predictor:
         compute: ComputeConfig | None = None,
         device: str | None = None,
         batch_size: int = BATCH_SIZE,
+        over_length: OverLength | None = None,
     ) -> Predictor:
         """Return the predictor of a model folder, or of the folder of a finished run.
 
@@ -111,6 +119,7 @@ class Predictor:
             compute=compute,
             device=device,
             batch_size=batch_size,
+            over_length=over_length,
             source=source,
         )
 
@@ -252,6 +261,23 @@ class Predictor:
         if self.standardisation is not None:
             inputs = self.standardisation.apply(inputs, mask)
         return Sequences(inputs, mask=mask, positions=positions)
+
+
+def _with(config: ModelConfig, over_length: OverLength) -> ModelConfig:
+    """Return the config with another policy for the positions beyond its learned tables."""
+    if not has_table(config.encodings):
+        found = ", ".join(item.name for item in config.encodings) or "none"
+        raise UserValueError(
+            f"over_length {over_length} is of a learned table, the model's encoding is {found}, "
+            "which takes any length; leave it out"
+        )
+    return replace(
+        config,
+        encodings=tuple(
+            replace(item, over_length=over_length) if isinstance(item, LearnedTable) else item
+            for item in config.encodings
+        ),
+    )
 
 
 def predict(engine: ForwardEngine, sequences: Sequences, batch_size: int) -> np.ndarray:
