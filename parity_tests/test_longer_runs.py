@@ -20,6 +20,7 @@ from pe_core.storage.model_directory import SavedModel, load_model
 from pe_core.training.loop import train
 from pe_core.training.predictor import Predictor
 from pe_core.training.start import Lengthen, start_from
+from pe_parity.budgets import budget, distance
 
 __all__ = ["files", "pe", "runs"]
 
@@ -53,6 +54,33 @@ def test_data_that_moved_and_more_epochs(pe: Pe, files: Path) -> None:
     pe("resume", "run")
     pe(*line, "moved.npz", "--out=whole", "--epochs=4")
     assert same(Path("run"), Path("whole"))
+
+
+def test_sequences_beyond_the_table_follow_a_policy(pe: Pe, files: Path) -> None:
+    given = np.load(files / "good.npz")
+    longer = np.concatenate([given["inputs"]] * 2, axis=1)
+    np.savez("long.npz", inputs=longer, labels=given["labels"])
+    line = ("train", "--framework=torch", *TINY, "--data", files / "lengths.npz")
+    text = pe(*line, "--test=long.npz", "--encoding=learned:layers=all")
+    assert "never trained; --encoding learned:layers=all,over_length=interpolate, clip" in text
+    text = pe(*line, "--test=long.npz", "--encoding=learned:over_length=wrap", "--out=wraps")
+    assert "never trained" not in text
+    (encoding,) = load_model("wraps").config.encodings
+    assert encoding == LearnedTable(load(files / "lengths.npz").trained_length, over_length="wrap")
+    pe(*line, "--out=run")
+    assert "or take over_length clip, wrap" in pe("predict", "run", "--data=long.npz", code=2)
+    found = [
+        Predictor.load(engine, "run", over_length="clip").predict_proba(longer)
+        for engine in ENGINES.values()
+    ]
+    one, other = found
+    assert distance(one, other, one) <= budget("head", "float32").bound
+    pe("predict", "run", "--data=long.npz", "--over-length=clip", "--json=all.json")
+    assert np.array_equal(strict(Path("all.json").read_text())["probabilities"], one.tolist())
+    pe(*line, "--encoding=none", "--out=bare")
+    assert "the model's encoding is none, which takes any length; leave it out" in pe(
+        "predict", "bare", "--data=long.npz", "--over-length=clip", code=2
+    )
 
 
 def test_a_run_from_python_goes_on_with_what_it_does_not_say(pe: Pe, files: Path) -> None:
