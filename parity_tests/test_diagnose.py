@@ -149,6 +149,8 @@ CASES: list[tuple[str, Patch, str, bool, str, str]] = [
      "default", False, "layers.0.norm1", "divides the variance by one less"),
     ("RMSNorm", _norm(lambda x: x / ((x**2).mean(-1, True) + 1e-5).sqrt()), "default", False,
      "layers.0.norm1", "does not subtract the mean"),
+    ("post-norm with the final norm", PLANTED["torch", "post- for pre-norm"], "default", False,
+     "layers.0.norm1", "post-norm.*, and the final norm of pre-norm stays"),
     ("tanh GELU", TANH, "default", False, "layers.0.feed_forward.hidden",
      "tanh approximation of GELU"),
     ("ReLU", around(functional, "gelu", lambda gelu, x, approximate: functional.relu(x)), "default",
@@ -246,13 +248,12 @@ def test_two_faults_are_found_one_after_the_other(
 
 
 def test_what_is_left_after_a_fault_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks are post-norm and the final norm of pre-norm is still there: the first is known,
-    the pair is not.
-    """
-    PLANTED["torch", "post- for pre-norm"](monkeypatch)
+    """The epsilon is known, the activation is nobody's."""
+    EPSILON(monkeypatch)
+    around(functional, "gelu", lambda gelu, x, approximate: gelu(x) + torch.sin(3 * x))(monkeypatch)
     first, second = diagnosed("default", False).findings
-    assert "post-norm" in first.text
-    assert not second.explained
+    assert "epsilon 1e-06" in first.text
+    assert (second.name, second.explained) == ("layers.0.feed_forward.hidden", False)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -326,6 +327,9 @@ ALONE: dict[str, tuple[str, np.ndarray, np.ndarray, str]] = {
     "offset": ("layers.0.attention.query", RANDOM, RANDOM + 0.25, "0.25 is added to every number"),
     "bias": ("input", RANDOM[0], RANDOM[0] + np.arange(7),
      "one vector is added to every step, as a bias is, or taken away"),
+    "dropout": ("encoding", RANDOM[0], np.where(RANDOM[0] > -0.5, RANDOM[0] / 0.9, 0),
+     f"{(RANDOM[0] <= -0.5).mean():.0%} of the numbers are zero and the others are multiplied by "
+     "1.11111: dropout is on"),
     "bfloat16": ("input", RANDOM[0], rounded(RANDOM[0], BFLOAT16),
      "every number is a bfloat16 number: 8 significant bits of 24"),
     "float16": ("input", RANDOM[0], RANDOM[0].astype(np.float16),

@@ -161,6 +161,9 @@ def _window(comparison: Comparison, failure: Row) -> Iterator[str]:
 def _explanation(diagnosis: Diagnosis) -> Iterator[str]:
     for finding in diagnosis.findings:
         yield f"  {finding.name}: {finding.text}."
+    if not diagnosis.findings[-1].explained:
+        # Random numbers are nobody's to repeat.
+        yield "  Dropout left on cannot be named: compare two traces of the port; they differ then."
     if diagnosis.checked is None:
         return
     faults = (

@@ -1,9 +1,13 @@
-"""Clear padded steps in traces: their values reach no result, and ports may differ in them."""
+"""What padded steps hold. They reach no result of a right model and ports differ in them, so traces
+are compared without them; a model that reads them by mistake shows what its own hold.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import Final
+from dataclasses import dataclass
+from functools import cache
+from typing import Final, Literal
 
 import numpy as np
 
@@ -28,6 +32,57 @@ STEP_AXES: Final[dict[str, tuple[int, ...]]] = {
 }
 
 
+@dataclass(frozen=True)
+class Padding:
+    """What the padded steps of a port hold.
+
+    Args:
+        inputs: whether the padded inputs reach the first product; else they are zero.
+        place: their position: their column, none but 0, or that of the last real step before.
+        cleared: the taps, by their names within a layer, after which padded steps are zero.
+        queries: the sum of the attention weights of a padded query, all alike, where the mask cuts
+            queries too: 1 with a large negative logit, 0 with none; None where they see what
+            others see.
+    """
+
+    inputs: bool = True
+    place: Literal["column", "zero", "count"] = "column"
+    cleared: tuple[str, ...] = ()
+    queries: float | None = None
+
+    def positions(self, real: np.ndarray) -> np.ndarray:
+        """Return the positions of padded steps, (batch, length)."""
+        if self.place == "column":
+            return np.broadcast_to(np.arange(real.shape[1]), real.shape)
+        if self.place == "zero":
+            return np.zeros(real.shape, np.int64)
+        return np.maximum(np.cumsum(real, axis=1) - 1, 0)
+
+
+# The usual ones, the most usual first; None is what the reference has: no inputs, position 0, no
+# offset to any step.
+USUAL: Final = (
+    Padding(),
+    None,
+    Padding(inputs=False),
+    Padding(inputs=False, queries=1.0),
+    Padding(cleared=("output",)),
+)
+RARE: Final = (
+    Padding(place="zero"),
+    Padding(place="count"),
+    Padding(inputs=False, place="count"),
+    Padding(inputs=False, place="zero"),
+    Padding(cleared=("encoding",)),
+    Padding(cleared=("encoding", "output")),
+    Padding(cleared=("norm",)),
+    Padding(queries=1.0),
+    Padding(queries=0.0),
+    Padding(inputs=False, queries=0.0),
+)
+
+
+@cache
 def part(name: str) -> str:
     """Return the name of a tap, or of a weight, within its layer."""
     return re.sub(r"^layers\.\d+\.", "", name)
@@ -46,10 +101,11 @@ def _cleared(name: str, array: np.ndarray, mask: np.ndarray) -> np.ndarray:
     for axis in STEP_AXES.get(part(name), ()):
         if array.ndim <= axis or len(array) != len(mask):
             return array
-        # A trained step in front is always real.
-        real = np.pad(
-            mask, ((0, 0), (max(0, array.shape[axis] - mask.shape[1]), 0)), constant_values=True
-        )
+        real = mask
+        if array.shape[axis] > mask.shape[1]:
+            # A trained step in front is always real.
+            ahead = array.shape[axis] - mask.shape[1]
+            real = np.pad(mask, ((0, 0), (ahead, 0)), constant_values=True)
         if real.shape[1] != array.shape[axis]:
             return array
         shape = [len(mask), *(1 for _ in array.shape[1:])]

@@ -4,33 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from pe_core.model.config import LAYER_NORM_EPSILON, ModelConfig
-from pe_parity.padding import part, without_padding
-from pe_parity.reference.encoder import Run, forward
+from pe_core.model.config import ModelConfig, Tokens
+from pe_core.model.positions import resolve_positions
+from pe_parity.budgets import distance
+from pe_parity.padding import Padding, without_padding
+from pe_parity.perturbed_run import PerturbedRun, Step, StoppedError
+from pe_parity.reference.encoder import forward
 from pe_parity.trace import Trace
 from pe_parity.trace_file import Given
 
 Change = Callable[[np.ndarray], np.ndarray]
+Moved = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Edit:
-    """A change of a tap.
+    """Another way to take one step of the model.
 
     Args:
-        where: its name, or its name within a layer for every layer.
-        change: applied to the array.
-        seen: whether the tap itself shows the change, or only the names after it.
+        where: its name, or its name within a layer for every layer; "" for all steps of this kind.
+        compute: is called with the run, the usual way and what that takes; of a tap with the run
+            and the array.
+        step: the method of `Run` that is replaced.
+        seen: whether a tap itself shows the change, or only the names after it.
     """
 
     where: str
-    change: Change
+    compute: Callable[..., np.ndarray]
+    step: Step = "tap"
     seen: bool = True
+
+    @classmethod
+    def of(cls, where: str, change: Change, *, seen: bool = True) -> Edit:
+        """Return a change of a tap that needs nothing but its array."""
+        return cls(where, lambda run, x: change(x), seen=seen)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,124 +52,139 @@ class PerturbedReference:
 
     Args:
         config: what the model is.
-        weights: under their canonical names.
+        weights: under their canonical names, in float64.
         inputs: features or tokens.
         mask: True for real steps.
-        positions: of the steps; counted when None.
-        scaled: normalises the steps in a LayerNorm.
-        activation: of the feed-forward layer.
-        allowed: turns the keys that a query may see into those that it sees.
-        pools_padding: whether padded steps are pooled.
-        rounding: of the operands of a dense product.
-        edits: changes of taps.
+        rows: the numbers of the sequences of the batch that are traced.
+        rounded: whether intermediates are rounded to float32, which shows how much of its rounding
+            a model makes.
+        mixed: whether sequences reach one another, so that the whole batch must be computed.
+        padding: what padded steps hold; None for what the reference has there.
+        moved: gives the positions that the model takes, (batch, length), from the right ones, the
+            mask and the numbers of the sequences.
+        edits: steps taken another way.
+        memory: products of the first pass, which others share as far as they go alike; fill it with
+            the model that they depart from.
     """
 
     config: ModelConfig
     weights: Mapping[str, np.ndarray]
     inputs: np.ndarray
     mask: np.ndarray | None
-    positions: np.ndarray | None = None
-    scaled: Change | None = None
-    activation: Change | None = None
-    allowed: Callable[[np.ndarray], np.ndarray | None] | None = None
-    pools_padding: bool = False
-    rounding: Change | None = None
+    rows: np.ndarray
+    rounded: bool = False
+    mixed: bool = False
+    padding: Padding | None = None
+    moved: Moved | None = None
     edits: tuple[Edit, ...] = ()
+    memory: dict[str, tuple[np.ndarray, tuple[Any, ...], np.ndarray]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, given: Given, rows: int) -> PerturbedReference:
         """Return the right model, on the first rows of the inputs."""
         return cls(
             config=given.config,
-            weights=given.weights,
-            inputs=given.inputs[:rows],
-            mask=None if given.mask is None else given.mask[:rows],
+            weights={name: np.asarray(one, np.float64) for name, one in given.weights.items()},
+            inputs=given.inputs,
+            mask=given.mask,
+            rows=np.arange(min(rows, len(given.inputs))),
         )
 
+    def edited(self, *edits: Edit) -> PerturbedReference:
+        """Return the model with more steps taken another way."""
+        return replace(self, edits=(*self.edits, *edits))
+
+    @property
+    def computed(self) -> np.ndarray:
+        """The numbers of the sequences that are computed."""
+        return np.arange(len(self.inputs)) if self.mixed else self.rows
+
+    @property
+    def real(self) -> np.ndarray:
+        """True for the real steps of the sequences that are computed, (batch, length)."""
+        shape = self.inputs.shape[:2]
+        return (np.ones(shape, bool) if self.mask is None else self.mask)[self.computed]
+
+    def positions(self) -> np.ndarray:
+        """Return the position that each step takes, (batch, length)."""
+        real = self.real
+        found = resolve_positions(real.shape[1], None, real)
+        if self.padding is not None:
+            found = np.where(real, found, self.padding.positions(real))
+        if self.moved is None:
+            return found
+        return self._within(self.moved(found, real, self.computed))
+
+    def _within(self, positions: np.ndarray) -> np.ndarray:
+        """Return positions that every table has: past the end they stop there, as in jax; before
+        the start they count from the end.
+        """
+        for encoding in self.config.encodings:
+            limit = encoding.length_limit
+            if limit is not None:
+                stopped = np.minimum(positions, limit - 1)
+                positions = np.where(positions < 0, positions % limit, stopped)
+        return positions
+
     def trace(self, until: str | None = None) -> Trace:
-        """Return the taps, all of them or up to one, without padding."""
+        """Return the taps of the first rows, without padding; all of them, or up to one."""
+        taps = self._taps(until, None)
+        return {name: self.shown(name, array) for name, array in taps.items()}
+
+    def sensitivity(self) -> dict[str, float]:
+        """Return how far rounding moves each tap, relative to it."""
+        exact, found = self.trace(), replace(self, rounded=True, memory={}).trace()
+        return {name: distance(found[name], array, array) for name, array in exact.items()}
+
+    def at(self, name: str, check: Callable[[str, np.ndarray], bool]) -> np.ndarray | None:
+        """Return one tap as `trace` has it; None where there is none, or where the check of one
+        before answers False.
+
+        Args:
+            name: of the tap.
+            check: is given every tap as it is computed.
+        """
+        taps = self._taps(name, check)
+        return self.shown(name, taps[name]) if name in taps else None
+
+    def _taps(self, until: str | None, check: Callable[[str, np.ndarray], bool] | None) -> Trace:
         taps: Trace = {}
-        run_type = partial(_PerturbedRun, self, until)
-        with suppress(_ReachedError):
+        real = self.real
+        x, mask, positions = self.inputs[self.computed], None, None
+        if self.mask is not None:
+            mask = real
+        if self.padding is not None:
+            # Without a mask the reference lets padding hold what it is given; the run has the mask.
+            x, mask = self._padded(x, real), None
+        if self.padding is not None or self.moved is not None:
+            positions = self.positions()
+        with suppress(StoppedError):
             forward(
                 self.config,
                 self.weights,
-                self.inputs,
-                mask=self.mask,
-                positions=self.positions,
+                x,
+                mask=mask,
+                positions=positions,
                 taps=taps,
-                run_type=run_type,
+                run_type=partial(PerturbedRun, self, until, check),
             )
-        return without_padding(taps, self.mask)
+        return taps
 
+    def _padded(self, x: np.ndarray, real: np.ndarray) -> np.ndarray:
+        assert self.padding is not None
+        tokens = isinstance(self.config.inputs, Tokens)
+        return x if self.padding.inputs else np.where(real if tokens else real[..., None], x, 0)
 
-class _ReachedError(Exception):
-    """The last requested tap has been computed."""
+    def shown(self, name: str, array: np.ndarray) -> np.ndarray:
+        """Return of a tap what is compared: the traced rows, without padding."""
+        return self.cleared(name, array[self.rows] if self.mixed else array)
 
+    def of_batch(self, name: str, array: np.ndarray) -> np.ndarray:
+        """Return the same of a tap of the whole batch."""
+        whole = array.ndim > 0 and len(array) == len(self.inputs)
+        return self.cleared(name, np.asarray(array[self.rows] if whole else array, np.float64))
 
-class _PerturbedRun(Run):
-    """One pass of a variant."""
-
-    def __init__(self, variant: PerturbedReference, until: str | None, *arguments: object) -> None:
-        super().__init__(*arguments)  # type: ignore[arg-type]
-        self.variant = variant
-        self.until = until
-
-    def tap(self, name: str, value: np.ndarray) -> np.ndarray:
-        seen = value
-        for edit in self.variant.edits:
-            if edit.where in (name, part(name)):
-                value = edit.change(value)
-                seen = value if edit.seen else seen
-        self.taps[name] = seen
-        if name == self.until:
-            raise _ReachedError
-        return value
-
-    def linear(self, name: str, x: np.ndarray) -> np.ndarray:
-        rounding = self.variant.rounding
-        if rounding is None:
-            return super().linear(name, x)
-        product = rounding(x) @ rounding(self.arrays[f"{name}.weight"]).T
-        return product + self.arrays.get(f"{name}.bias", 0.0)
-
-    def layer_norm(self, name: str, x: np.ndarray) -> np.ndarray:
-        if self.variant.scaled is None:
-            return super().layer_norm(name, x)
-        scale, bias = self.arrays[f"{name}.weight"], self.arrays[f"{name}.bias"]
-        return self.tap(name, self.variant.scaled(x) * scale + bias)
-
-    def activation(self, x: np.ndarray) -> np.ndarray:
-        return (
-            super().activation(x) if self.variant.activation is None else self.variant.activation(x)
-        )
-
-    def weights(self, logits: np.ndarray, allowed: np.ndarray | None) -> np.ndarray:
-        if allowed is not None and self.variant.allowed is not None:
-            allowed = self.variant.allowed(allowed)
-        return super().weights(logits, allowed)
-
-    def pool(self, state: np.ndarray, member: np.ndarray) -> np.ndarray:
-        return super().pool(state, np.ones_like(member) if self.variant.pools_padding else member)
-
-
-def normalised(
-    x: np.ndarray,
-    *,
-    epsilon: float = LAYER_NORM_EPSILON,
-    ddof: int = 0,
-    centre: bool = True,
-    outside: bool = False,
-) -> np.ndarray:
-    """Normalise steps as another implementation of LayerNorm does.
-
-    Args:
-        x: the steps.
-        epsilon: under the root.
-        ddof: 1 for the unbiased variance.
-        centre: subtract the mean; False is RMSNorm.
-        outside: add epsilon to the root instead.
-    """
-    centred = x - x.mean(axis=-1, keepdims=True) if centre else x
-    variance = (centred**2).sum(axis=-1, keepdims=True) / (x.shape[-1] - ddof)
-    return centred / (np.sqrt(variance) + epsilon if outside else np.sqrt(variance + epsilon))
+    def cleared(self, name: str, array: np.ndarray) -> np.ndarray:
+        """Return a tap of the traced rows without padding."""
+        mask = None if self.mask is None else self.mask[self.rows]
+        return without_padding({name: array}, mask)[name]

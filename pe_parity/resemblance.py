@@ -20,6 +20,8 @@ from pe_parity.rounding import BFLOAT16, TF32, rounded
 
 # How far from its place a row is searched for.
 LONGEST_SHIFT: Final = 4
+# A model in a short format rounds again and again: at its end it is so many roundings away.
+MOST_ROUNDINGS: Final = 16.0
 # Beyond this many rows no other order is searched for: it compares every row with every other.
 MOST_ROWS: Final = 2048
 ROWS_NAMED: Final = 12
@@ -80,6 +82,7 @@ def resemblances(
     ]
     yield from (one for one in known if _explains(one, expected, actual, bound))
     yield from _shifts(name, expected, actual, bound)
+    yield from _dropout(expected, actual, bound)
     yield from _roundings(expected, actual)
 
 
@@ -195,10 +198,26 @@ def _shifts(
                     )
 
 
+def _dropout(expected: np.ndarray, actual: np.ndarray, bound: float) -> Iterator[Resemblance]:
+    """Yield dropout, where it is the last thing that was done: what it keeps it scales up."""
+    # Padding is zero in both.
+    kept, dropped = actual != 0.0, (actual == 0.0) & (expected != 0.0)
+    if not dropped.any() or not kept.any():
+        return
+    share = float(dropped.sum() / (expected != 0.0).sum())
+    power = float((expected[kept] ** 2).sum())
+    factor = float((expected[kept] * actual[kept]).sum()) / power if power > 0.0 else 1.0
+    if factor > 1.0 and distance(factor * expected[kept], actual[kept], expected) <= bound:
+        yield Resemblance(
+            f"{share:.0%} of the numbers are zero and the others are multiplied by {factor:.6g}: "
+            "dropout is on"
+        )
+
+
 def _roundings(expected: np.ndarray, actual: np.ndarray) -> Iterator[Resemblance]:
     """Yield the shorter format of which every number is one."""
     for label, bits in (("bfloat16", BFLOAT16), ("float16 or TF32", TF32)):
-        near = distance(actual, expected, expected) <= last_place(bits)
+        near = distance(actual, expected, expected) <= MOST_ROUNDINGS * last_place(bits)
         if near and np.array_equal(rounded(actual, bits), actual):
             yield Resemblance(f"every number is a {label} number: {bits} significant bits of 24")
             return

@@ -80,6 +80,10 @@ class Run:
             else 0.5 * x * (1.0 + erf(x / np.sqrt(2.0)))
         )
 
+    def residual(self, name: str, state: Array, branch: Array) -> Array:
+        """What a part of a block was given, plus what it computed (He et al. 2016)."""
+        return state + branch
+
     def weights(self, logits: Array, allowed: np.ndarray | None) -> Array:
         """The softmax over the keys that a query may see."""
         return attention.weights(logits, allowed)
@@ -309,7 +313,8 @@ def _block(
     name, pre = f"layers.{n}", run.config.norm == "pre"
     inner = run.layer_norm(f"{name}.norm1", state) if pre else state
     attended = _attention(run, n, inner, allowed, positions)
-    state = state + run.dropout("attention_output", n, attended)
+    attended = run.dropout("attention_output", n, attended)
+    state = run.residual(f"{name}.attention", state, attended)
     if not pre:
         state = run.layer_norm(f"{name}.norm1", state)
     inner = run.layer_norm(f"{name}.norm2", state) if pre else state
@@ -317,9 +322,9 @@ def _block(
         f"{name}.feed_forward.hidden", run.activation(run.linear(f"{name}.feed_forward.up", inner))
     )
     output = run.linear(f"{name}.feed_forward.down", run.dropout("feed_forward_hidden", n, hidden))
-    state = state + run.dropout(
-        "feed_forward_output", n, run.tap(f"{name}.feed_forward.output", output)
-    )
+    output = run.tap(f"{name}.feed_forward.output", output)
+    output = run.dropout("feed_forward_output", n, output)
+    state = run.residual(f"{name}.feed_forward", state, output)
     if not pre:
         state = run.layer_norm(f"{name}.norm2", state)
     return run.tap(f"{name}.output", state)
