@@ -80,8 +80,9 @@ def validation_accuracy(data: Dataset, encoding: LearnedTable | Rotary) -> float
     for epoch in range(EPOCHS):
         for rows in jax.random.permutation(jax.random.key(epoch), len(x)).reshape(-1, 50):
             train_step(model, optimizer, x[rows], labels[rows])
-    found = np.asarray(model(jnp.asarray(data.validation.inputs)).argmax(axis=-1))
-    return float((found == data.validation.labels).mean())
+    held_out = data.parts["validation"]
+    found = np.asarray(model(jnp.asarray(held_out.inputs)).argmax(axis=-1))
+    return float((found == held_out.labels).mean())
 
 
 def main() -> None:

@@ -66,9 +66,10 @@ def validation_accuracy(data: Dataset, encoding: LearnedTable | Rotary) -> float
             optimizer.zero_grad()
             functional.cross_entropy(model(x[rows]), labels[rows]).backward()
             optimizer.step()
+    held_out = data.parts["validation"]
     with torch.no_grad():
-        found = model(torch.tensor(data.validation.inputs)).argmax(dim=-1).numpy()
-    return float((found == data.validation.labels).mean())
+        found = model(torch.tensor(held_out.inputs)).argmax(dim=-1).numpy()
+    return float((found == held_out.labels).mean())
 
 
 def main() -> None:
