@@ -30,7 +30,7 @@ OPTIONS = {
     " rows-per-block"
     " threads checkpoint-every stop-at out json",
     "resume": "RUN framework data test epochs threads checkpoint-every stop-at json",
-    "predict": "MODEL data framework layout columns seed precision threads json",
+    "predict": "MODEL data framework layout columns seed precision over-length threads json",
     "parity": "config encoding depth steps precision calibrate report json",
     "trace": "impl out config model seed masked depth precision",
     "compare": "A B reference precision json",
@@ -185,7 +185,7 @@ BAD_OPTIONS = table("""
     got nan
 --encoding learned:max_length=5 => the train part of dummy has a sequence of 10 steps, but
     encoding 'learned' has max_length=5; train with the encoding learned:max_length=10 or
-    sinusoidal, or cut the sequences
+    sinusoidal, or cut the sequences, or take over_length clip, wrap, interpolate
 --num-heads 3 => d_model must be divisible by num_heads, got d_model=64 and num_heads=3; the nearest
     that fits is d_model=63
 --warmup-steps 5 => warmup_steps=5 needs schedule='warmup_cosine', got schedule='constant'

@@ -47,7 +47,8 @@ def at(*positions: float) -> Any:
 
 OVER = (
     "a sequence of length 10 does not fit the learned table of max_length 9; build the model with "
-    "LearnedTable(max_length=10), cut the sequences to 9 steps, or use Sinusoidal()"
+    "LearnedTable(max_length=10), cut the sequences to 9 steps, take over_length='clip', 'wrap' or "
+    "'interpolate', or use Sinusoidal()"
 )
 ENDLESS = "positions of a learned table must be finite and below 2**31, got {}; correct them"
 NEGATIVE = (

@@ -93,7 +93,7 @@ def zeros(shape: tuple[int, ...], compute: ComputeConfig) -> Array:
 
 
 def fill_parameters(
-    module: nnx.Module, items: tuple[Parameter, ...], seed: int | None, rngs: nnx.Rngs | None
+    module: nnx.Module, items: tuple[Parameter, ...], seed: Any, rngs: nnx.Rngs | None
 ) -> None:
     """Put initial values into a module, in place.
 
