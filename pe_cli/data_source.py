@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pe_cli.options import parse_columns
 from pe_cli.reporting import console
 from pe_core.data import DATA_NAMES, Dataset, Layout, Standardisation, UseOfPositions, load
 from pe_core.data.loading import VALIDATION_FRACTION
@@ -132,3 +131,17 @@ def restated(data: Dataset, standardisation: Standardisation) -> Dataset:
         test=None if data.test is None else change.apply(data.test),
         standardisation=standardisation,
     )
+
+
+def parse_columns(text: str | None) -> dict[str, str]:
+    """Return the names of columns by what they are, from a text such as sequence=id,label=class."""
+    columns = {}
+    for part in text.split(",") if text else ():
+        what, equals, name = part.partition("=")
+        if not equals or not what.strip() or not name.strip():
+            raise UserValueError(
+                f"--columns must be WHAT=NAME, several with commas between, got {text!r}; for "
+                "example sequence=patient,time=when"
+            )
+        columns[what.strip()] = name.strip()
+    return columns

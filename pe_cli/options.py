@@ -95,20 +95,6 @@ def _explain(error: cyclopts.CycloptsError, app: App) -> str:
     return f"{command} {' '.join(said.split())}; {remedy}"
 
 
-def parse_columns(text: str | None) -> dict[str, str]:
-    """Return the names of columns by what they are, from a text such as sequence=id,label=class."""
-    columns = {}
-    for part in text.split(",") if text else ():
-        what, equals, name = part.partition("=")
-        if not equals or not what.strip() or not name.strip():
-            raise UserValueError(
-                f"--columns must be WHAT=NAME, several with commas between, got {text!r}; for "
-                "example sequence=patient,time=when"
-            )
-        columns[what.strip()] = name.strip()
-    return columns
-
-
 def _rule(option: Argument, choices: Sequence[str]) -> str:
     kinds = (option.hint, *get_args(option.hint))
     known = [*choices] or [text for kind, text in KINDS.items() if kind in kinds] or ["text"]

@@ -7,7 +7,8 @@ from typing import Annotated, Final
 
 import numpy as np
 
-from pe_cli.options import COLUMNS, DATA, FILE, FLAT, FOLDER, FRAMEWORK, parse_columns
+from pe_cli.data_source import parse_columns
+from pe_cli.options import COLUMNS, DATA, FILE, FLAT, FOLDER, FRAMEWORK
 from pe_cli.reporting import check_json, console, require_positive, write_json
 from pe_core.data import DATA_NAMES, Layout, Sequences, load
 from pe_core.encodings.additive import OverLength

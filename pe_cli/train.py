@@ -233,7 +233,7 @@ def run(options: Annotated[TrainOptions, FLAT]) -> int:
         f"{sequences.count:,} to {VERBS[name]}" for name, sequences in data.parts.items()
     )
     width = (
-        f"{data.num_features} features"
+        f"{data.num_features} feature{'' if data.num_features == 1 else 's'}"
         if data.num_features is not None
         else f"{data.vocab_size} tokens"
     )
